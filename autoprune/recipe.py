@@ -1,0 +1,173 @@
+"""A recipe: one complete choice of how to compress, as plain data.
+
+Read from YAML (`Recipe.from_yaml`), written with every value spelled out (`Recipe.to_yaml`). The parts are the methods
+of the rooms; unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Self, TypeVar
+
+import pydantic
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer, model_validator
+
+from autoprune import rooms
+from autoprune.allocation import Allocation
+from autoprune.criteria import Criterion
+from autoprune.errors import BadInput, BadRecipe
+from autoprune.lowrank import LowRank
+from autoprune.normalisation import Normalisation
+from autoprune.recovery import Recovery
+from autoprune.schedules import Schedule
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def _from_room(room: str) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        return value if isinstance(value, rooms.Method) or value is None else rooms.build(room, value)
+
+    return read
+
+
+def _plain(method: rooms.Method) -> dict[str, Any]:
+    return method.config()
+
+
+_out = PlainSerializer(_plain, return_type=dict)
+CriterionPart = Annotated[InstanceOf[Criterion], BeforeValidator(_from_room("criteria")), _out]
+AllocationPart = Annotated[InstanceOf[Allocation], BeforeValidator(_from_room("allocation")), _out]
+SchedulePart = Annotated[InstanceOf[Schedule], BeforeValidator(_from_room("schedules")), _out]
+LowRankPart = Annotated[InstanceOf[LowRank], BeforeValidator(_from_room("lowrank")), _out]
+RecoveryPart = Annotated[InstanceOf[Recovery], BeforeValidator(_from_room("recovery")), _out]
+
+
+class Target(BaseModel):
+    """What the compressed model may cost, as fractions of the base model. Several are met together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flops_fraction: float | None = Field(default=0.5, gt=0, le=1)
+    params_fraction: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.flops_fraction is None and self.params_fraction is None:
+            raise ValueError("a target needs flops_fraction, params_fraction or both")
+        return self
+
+    def at(self, progress: float) -> Target:
+        """Return the target of a schedule's step that is `progress` (0 to 1) of the way here."""
+
+        def part(fraction: float | None) -> float | None:
+            return None if fraction is None else 1 - progress * (1 - fraction)
+
+        return Target(flops_fraction=part(self.flops_fraction), params_fraction=part(self.params_fraction))
+
+
+class Recipe(BaseModel):
+    """How to compress: what is scored, how much goes from where, when, and how accuracy is won back.
+
+    `criterion: null` cuts no channels (then `low_rank` has to meet the target alone); `low_rank: null` factorises
+    nothing. `min_keep_fraction` is the least share of any group that stays.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    criterion: CriterionPart | None = Field(default="l1_norm", validate_default=True)
+    normalisation: Normalisation = "mean"
+    allocation: AllocationPart = Field(default="uniform", validate_default=True)
+    target: Target = Target()
+    min_keep_fraction: float = Field(default=0.05, ge=0, le=1)
+    schedule: SchedulePart = Field(default="one_shot", validate_default=True)
+    low_rank: LowRankPart | None = None
+    recovery: tuple[RecoveryPart, ...] = Field(default=("bn_reestimation", "finetune"), validate_default=True)
+    epochs: float = Field(default=1.0, ge=0)
+    """Epochs of recovery training when the recipe runs alone; in a study the rungs say how long."""
+    preset: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.criterion is None and self.low_rank is None:
+            raise ValueError("nothing to do: criterion and low_rank are both null; set one of them")
+        training = [r.name for r in self.recovery if r.trains]
+        if len(training) > 1:
+            raise ValueError(f"recovery: only one method may train, got {' and '.join(training)}")
+        return self
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any] | Recipe, where: str = "recipe") -> Recipe:
+        """Return the recipe described by plain data. Raises BadRecipe that names the place and what is allowed."""
+        if isinstance(data, Recipe):
+            return data
+        return validated(cls, data, where)
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str = "recipe") -> Recipe:
+        """Read a recipe from YAML text. Raises BadRecipe."""
+        return cls.parse(read_yaml(text, where), where)
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain data that `parse` reads back into an equal recipe."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Return YAML with every value spelled out."""
+        return yaml.safe_dump(self.plain(), sort_keys=False)
+
+    def with_target(self, **fractions: float | None) -> Recipe:
+        """Return the recipe with another target."""
+        return self.model_copy(update={"target": Target(**fractions)})
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """Return the mapping in YAML text. Raises BadRecipe for anything else, with the line."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadRecipe(f"{where} is not valid YAML: {error}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise BadRecipe(f"{where} must be a mapping of keys to values, got {type(data).__name__}")
+    return data
+
+
+def validated(model: type[T], data: object, where: str) -> T:
+    """Validate plain data, turning pydantic's report into one readable BadRecipe."""
+    try:
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise BadRecipe("\n".join(_readable(model, where, e) for e in error.errors())) from error
+    except BadInput as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _readable(model: type[BaseModel], where: str, error: Any) -> str:
+    path = ".".join(str(p) for p in error["loc"] if not str(p).startswith("function-"))
+    place = f"{where}: {path}" if path else where
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(_keys(model, error["loc"]))
+        return f"{place} is no known key; allowed here: {known}"
+    message = error["msg"].removeprefix("Value error, ")
+    got = "" if error["type"] in ("missing", "value_error") else f", got {error['input']!r}"
+    return f"{place}: {message}{got}"
+
+
+def _keys(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    current: Any = model
+    for part in loc[:-1]:
+        field = getattr(current, "model_fields", {}).get(part)
+        inner = None if field is None else _model_in(field.annotation)
+        current = inner or current
+    return list(current.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_model_in(a) for a in getattr(annotation, "__args__", ()))
+    return next((m for m in inner if m is not None), None)

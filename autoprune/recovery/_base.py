@@ -1,0 +1,59 @@
+"""The contract of the room `recovery`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from autoprune.rooms import Method
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from autoprune.data import Data
+    from autoprune.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryContext:
+    """What a recovery method works with. `teacher` is the base model, in eval mode; it must not be changed."""
+
+    data: Data
+    task: Task
+    teacher: nn.Module
+    seed: int
+    device: torch.device
+    mixed_precision: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryCost:
+    """Samples that went forward and backward through the cut model, and forward only (teacher included)."""
+
+    trained_samples: int = 0
+    forward_samples: int = 0
+
+    def __add__(self, other: RecoveryCost) -> RecoveryCost:
+        return RecoveryCost(
+            trained_samples=self.trained_samples + other.trained_samples,
+            forward_samples=self.forward_samples + other.forward_samples,
+        )
+
+
+class Recovery(Method):
+    """Wins back accuracy after a cut.
+
+    Methods with `trains` set get the epochs of a rung; the others run once after every cut.
+    """
+
+    room: ClassVar[str] = "recovery"
+    trains: ClassVar[bool]
+
+    @abstractmethod
+    def recover(self, model: nn.Module, context: RecoveryContext, epochs: float) -> RecoveryCost:
+        """Change the model in place and leave it in eval mode. `epochs` (fractions allowed) is 0 unless `trains`.
+
+        Raises LossNotFinite or OutOfMemory.
+        """

@@ -1,0 +1,165 @@
+"""What a study says about its model, data, task and base training: pure data, read without importing torch."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from autoprune.errors import BadInput
+
+_VARIABLE = re.compile(r"\$\{?(\w+)\}?")
+
+
+class Spec(BaseModel):
+    """Base of the specs: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSpec(Spec):
+    """A model by name or by `package.module:function`."""
+
+    name: str = Field(
+        min_length=1, description="a known name, or package.module:function returning an nn.Module"
+    )
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model")
+    weights: str | None = Field(default=None, description="path of a .safetensors or a .pt/.pth file")
+
+
+class TaskSpec(Spec):
+    """What is learned: the loss and the metric. Without functions: classification by cross entropy and accuracy."""
+
+    loss: str | None = Field(
+        default=None, description="package.module:function(output, targets) -> mean loss"
+    )
+    metric: str | None = Field(
+        default=None, description="package.module:function(output, targets) -> (sum of the scores, how many)"
+    )
+    metric_name: str = Field(default="accuracy", min_length=1)
+
+    @model_validator(mode="after")
+    def _loss_and_metric_together(self) -> Self:
+        if (self.loss is None) != (self.metric is None):
+            raise ValueError("loss and metric are given together or not at all")
+        return self
+
+
+class TrainSpec(Spec):
+    """How a base model without weights is trained."""
+
+    epochs: float = Field(default=20.0, gt=0, description="passes over the training data")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    batch_size: int = Field(default=64, ge=2)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_fraction: float = Field(
+        default=0.1, ge=0, lt=1, description="part of the training with a rising rate"
+    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+Augment = Literal["none", "flip", "crop_flip"]
+
+# Which fields mean something for which kind of data; a field that would be ignored is an error instead.
+_SPLITTING = frozenset({"name", "validation_fraction", "seed"})
+_IMAGES = _SPLITTING | {"root", "size", "mean", "std", "augment", "cache", "workers"}
+_FIELDS_OF_KIND: dict[str, frozenset[str]] = {
+    "digits": _SPLITTING | {"augment"},
+    "image_folder": _IMAGES,
+    "function": _SPLITTING | {"arguments", "workers"},
+    "torchvision": _IMAGES | {"download", "arguments"},
+}
+
+
+class DataSpec(Spec):
+    """A data set by name or by `package.module:function`. Which fields apply depends on the kind of data."""
+
+    name: str = Field(
+        min_length=1, description="digits, image_folder, a torchvision data set, package.module:function"
+    )
+    root: str | None = Field(default=None, description="folder or .zip file; $VARIABLES and ~ are expanded")
+    size: int | None = Field(
+        default=None, ge=1, description="resize the shorter side to this, then crop the centre"
+    )
+    mean: tuple[float, ...] | None = Field(
+        default=None, description="per channel, of inputs scaled to [0, 1]"
+    )
+    std: tuple[float, ...] | None = Field(default=None, description="per channel, of inputs scaled to [0, 1]")
+    augment: Augment = Field(default="none", description="what training does to its images")
+    validation_fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="part of train kept for validation"
+    )
+    seed: int = Field(default=0, ge=0, description="of the split into train and validation")
+    cache: Literal["memory", "none"] = Field(default="none", description="memory: decode once, keep as uint8")
+    download: bool = False
+    workers: int = Field(default=0, ge=0, description="processes that read images, with cache: none")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the data set")
+
+    @property
+    def kind(self) -> str:
+        """Which of digits, image_folder, function, torchvision this is."""
+        if self.name in ("digits", "image_folder"):
+            return self.name
+        return "function" if ":" in self.name else "torchvision"
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Self:
+        allowed = _FIELDS_OF_KIND[self.kind]
+        useless = sorted(self.model_fields_set - allowed)
+        if useless:
+            raise ValueError(
+                f"{self.name} takes no {', '.join(useless)}; it takes {', '.join(sorted(allowed))}"
+            )
+        if self.kind == "image_folder" and self.root is None:
+            raise ValueError("image_folder needs root: a folder or a .zip file")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std are given together or not at all")
+        if self.mean is not None and self.std is not None:
+            if len(self.mean) != len(self.std):
+                raise ValueError(
+                    f"mean has {len(self.mean)} values, std has {len(self.std)}; one per channel each"
+                )
+            if min(self.std, default=1.0) <= 0:
+                raise ValueError("every std must be greater than 0")
+        return self
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def as_spec(cls: type[S], value: S | Mapping[str, Any], where: str) -> S:
+    """Return the spec itself, or one read from a mapping. Raises BadInput with one line per mistake."""
+    if isinstance(value, cls):
+        return value
+    try:
+        return cls.model_validate(value)
+    except ValidationError as error:
+        lines = [_told(cls, where, dict(problem)) for problem in error.errors()]
+        raise BadInput("\n".join(lines)) from error
+
+
+def _told(cls: type[BaseModel], where: str, problem: dict[str, Any]) -> str:
+    path = ".".join([where, *(str(part) for part in problem["loc"])])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), list(cls.model_fields), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(cls.model_fields)}"
+        return f"{path}: unknown key; {hint}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(problem["input"], Mapping) else f", got {problem['input']!r}"
+    return f"{path}: {message}{given}"
+
+
+def expand_path(path: str, where: str) -> Path:
+    """Expand ~ and environment variables. Raises BadInput when a variable is not set."""
+    missing = [name for name in _VARIABLE.findall(path) if name not in os.environ]
+    if missing:
+        raise BadInput(f"{where} is {path!r}, but the environment variable {missing[0]} is not set.")
+    return Path(os.path.expandvars(path)).expanduser()

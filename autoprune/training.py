@@ -1,0 +1,188 @@
+"""The one training loop: of base models, and of compressed ones that recover."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.data.split import Split, training_batches
+from autoprune.errors import LossNotFinite, OutOfMemory
+from autoprune.seeds import derive_seed
+from autoprune.tasks import Task, batch_length, device_of, forward
+
+ModelLoss = Callable[[nn.Module, Any, Any], Tensor]
+OnStep = Callable[[int, float], None]
+
+_CHECK_EVERY = 10  # steps between looks at the loss: reading it waits for an accelerator
+_LAST_STEPS = 20  # behind `mean_loss_last`
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a training did. samples: drawn, fewer than asked only after a deadline."""
+
+    samples: int
+    steps: int
+    mean_loss_last: float  # over the last 20 steps
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    split: Split,
+    *,
+    task: Task,
+    samples: int,
+    batch_size: int,
+    optimizer: Literal["sgd", "adamw"] = "sgd",
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    schedule: Literal["cosine", "constant"] = "cosine",
+    warmup_fraction: float = 0.0,
+    label_smoothing: float = 0.0,
+    loss: ModelLoss | None = None,
+    seed: int,
+    device: torch.device | str | None = None,
+    mixed_precision: bool = False,
+    augment: bool = True,
+    clip_norm: float | None = None,
+    decay_all: bool = False,
+    on_step: OnStep | None = None,
+    deadline: float | None = None,
+) -> TrainingReport:
+    """Train a model in place on exactly `samples` samples, pass after pass over the split; leave it in eval mode.
+
+    optimizer: sgd is with Nesterov momentum; adamw takes `momentum` as its first beta.
+    schedule: cosine falls to zero at the last sample; warmup_fraction of the samples has a linearly rising rate.
+    loss(model, inputs, targets): instead of the task's; label_smoothing then has no effect.
+    device: moves the model; None trains it where it is. mixed_precision: bfloat16 autocast.
+    decay_all: also decay biases and norm parameters (tensors of one axis), which is off.
+    clip_norm: largest norm of the whole gradient. on_step(samples done, loss): after every step.
+    deadline: on time.monotonic(); training stops after the step that passes it.
+    Everything random derives from `seed`. Raises LossNotFinite, OutOfMemory.
+    """
+    if device is not None:
+        model.to(device)
+    place = device_of(model)
+    objective = loss if loss is not None else task_loss(task.smoothed(label_smoothing))
+    steps_rule = _optimizer(model, optimizer, lr, momentum, weight_decay, decay_all)
+    rate = _Rate(lr, schedule, warmup_fraction, samples)
+    began, done, steps = time.monotonic(), 0, 0
+    recent: deque[Tensor] = deque(maxlen=_LAST_STEPS)
+    model.train()
+    with _own_random_state(seed, place), out_of_memory_fails("training"), _eval_mode_after(model):
+        for inputs, targets in training_batches(
+            split, batch_size, samples, seed, augment=augment, device=place
+        ):
+            size = batch_length(targets)
+            for group in steps_rule.param_groups:
+                group["lr"] = rate.at(done + size / 2)
+            steps_rule.zero_grad(set_to_none=True)
+            with torch.autocast(place.type, torch.bfloat16, enabled=mixed_precision):
+                value = objective(model, inputs, targets)
+            value.backward()  # type: ignore[no-untyped-call]
+            if clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            steps_rule.step()
+            done, steps = done + size, steps + 1
+            recent.append(value.detach())
+            if on_step is not None:
+                on_step(done, float(value))
+            if steps % _CHECK_EVERY == 0:
+                _check_finite(recent, done, lr)
+            if deadline is not None and time.monotonic() > deadline:
+                break
+        _check_finite(recent, done, lr)
+    return TrainingReport(done, steps, float(torch.stack(list(recent)).mean()), time.monotonic() - began)
+
+
+def task_loss(task: Task) -> ModelLoss:
+    """Return the task's loss as a function of model and batch."""
+    return lambda model, inputs, targets: task.loss(forward(model, inputs), targets)
+
+
+@contextmanager
+def out_of_memory_fails(what: str) -> Iterator[None]:
+    """Turn running out of memory, on the CPU or an accelerator, into OutOfMemory, which fails one trial only."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(_out_of_memory(what, error)) from error
+    except RuntimeError as error:
+        # what torch's CPU allocator raises has no type of its own
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        raise OutOfMemory(_out_of_memory(what, error)) from error
+
+
+def _out_of_memory(what: str, error: BaseException) -> str:
+    return f"{what} ran out of memory; a smaller batch_size needs less. {error}".strip()
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """Learning rate after a number of samples."""
+
+    peak: float
+    schedule: str
+    warmup_fraction: float
+    samples: int
+
+    def at(self, samples_done: float) -> float:
+        t = min(samples_done / self.samples, 1.0)
+        if t < self.warmup_fraction:
+            return self.peak * t / self.warmup_fraction
+        if self.schedule == "constant":
+            return self.peak
+        u = (t - self.warmup_fraction) / (1.0 - self.warmup_fraction)
+        return self.peak * 0.5 * (1.0 + math.cos(math.pi * u))
+
+
+def _optimizer(
+    model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float, decay_all: bool
+) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if decay_all or p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if not decay_all and p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
+
+
+def _check_finite(recent: deque[Tensor], samples_done: int, lr: float) -> None:
+    losses = torch.stack(list(recent)).float()
+    if not bool(losses.isfinite().all()):
+        bad = float(losses[~losses.isfinite()][0])
+        raise LossNotFinite(
+            f"the training loss became {bad} within {samples_done} samples at learning rate {lr:g}; "
+            "a smaller rate or clip_norm may help."
+        )
+
+
+@contextmanager
+def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    # dropout draws from the global generators, which must be as before afterwards
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(seed, "dropout"))
+        yield
+
+
+@contextmanager
+def _eval_mode_after(model: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        model.eval()

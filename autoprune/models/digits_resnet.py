@@ -6,7 +6,7 @@ batch norm and 1x1 projection shortcuts (He et al., CVPR 2016, option B). For te
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from torch.nn.functional import relu
 from torch import Tensor, nn
 
 
@@ -24,9 +24,9 @@ class _Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+        return relu(out + self.shortcut(x))
 
 
 class DigitsResNet(nn.Module):
@@ -42,7 +42,7 @@ class DigitsResNet(nn.Module):
         self.linear = nn.Linear(64, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = relu(self.bn1(self.conv1(x)))
         out = self.layer3(self.layer2(self.layer1(out)))
         logits: Tensor = self.linear(out.mean(dim=(2, 3)))
         return logits

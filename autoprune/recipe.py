@@ -127,6 +127,10 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
     """Return the mapping in YAML text. Raises BadRecipe for anything else, with the line."""
     try:
         data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise BadRecipe(f"{where} is not valid YAML{place}: {error.problem}") from error
     except yaml.YAMLError as error:
         raise BadRecipe(f"{where} is not valid YAML: {error}") from error
     if data is None:

@@ -1,0 +1,53 @@
+"""A compressed model, and the plain data that says how it came from its base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+
+from autoprune import rooms
+from autoprune.graph import Selection, apply_selection
+from autoprune.lowrank import LowRank
+from autoprune.modules import replace_module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factor:
+    """One factorised layer: its module path, the low-rank method as plain data, the rank."""
+
+    layer: str
+    method: Mapping[str, Any]
+    rank: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressed:
+    """A cut and factorised model with what was kept of the base model."""
+
+    model: nn.Module
+    selection: Selection
+    factors: tuple[Factor, ...]
+
+
+def factorise(model: nn.Module, low_rank: LowRank, ranks: Mapping[str, int]) -> tuple[Factor, ...]:
+    """Replace layers of the model, in place, by their factorisations."""
+    for layer, rank in ranks.items():
+        replace_module(model, layer, low_rank.factor(model.get_submodule(layer), rank))
+    method = low_rank.config()
+    return tuple(Factor(layer=layer, method=method, rank=rank) for layer, rank in ranks.items())
+
+
+def rebuild(model: nn.Module, selection: Selection, factors: Sequence[Factor]) -> nn.Module:
+    """Give an uncut base model, in place, the shape of a compressed one; its weights are to be loaded next.
+
+    Raises WrongArtefact when the model is not the one that the selection was made for.
+    """
+    apply_selection(model, selection)
+    for factor in factors:
+        method = cast(LowRank, rooms.build("lowrank", factor.method))
+        module = model.get_submodule(factor.layer)
+        replace_module(model, factor.layer, method.skeleton(module, factor.rank))
+    return model

@@ -1,0 +1,5 @@
+"""Measured cost of a model. The closed-form cost of any choice of units is in `autoprune.graph`."""
+
+from autoprune.cost.measured import count_flops, count_params, latency_ms
+
+__all__ = ["count_flops", "count_params", "latency_ms"]

@@ -1,0 +1,221 @@
+"""Bring a recipe's amounts onto its target exactly, before anything is trained.
+
+Kept units and ranks both shrink along one scalar, the strength. Bisection over the closed-form cost finds the least
+strength that meets the target; what rounding left over is then given back unit by unit, in the order in which the next
+units would have come, until the next one would exceed the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoprune.allocation import Path
+from autoprune.errors import UnreachableTarget
+from autoprune.graph import Layer, Structure
+from autoprune.lowrank import LowRank
+from autoprune.recipe import Target
+
+_BISECTIONS = 60
+_MOST_STRENGTH = 2.0**14
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amounts:
+    """What a recipe keeps: units per group, ranks of the factorised layers, and what that costs of the base model."""
+
+    counts: Mapping[str, int]
+    ranks: Mapping[str, int]
+    flops_fraction: float
+    params_fraction: float
+    strength: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The base model's cost and the fractions of it that may stay."""
+
+    flops: float
+    params: float
+    target: Target
+
+    def excess(self, flops: float, params: float) -> float:
+        """Return the largest cost over its allowance: at most 1 when the target is met."""
+        allowed = [
+            (flops, self.flops, self.target.flops_fraction),
+            (params, self.params, self.target.params_fraction),
+        ]
+        return max(cost / (whole * part) for cost, whole, part in allowed if part is not None)
+
+
+def repair(
+    structure: Structure,
+    budget: Budget,
+    *,
+    path: Path | None,
+    low_rank: LowRank | None = None,
+    min_keep_fraction: float = 0.0,
+    full_sizes: Mapping[str, int] | None = None,
+    strength_before: float = 0.0,
+) -> Amounts:
+    """Return the amounts that meet the budget, no more than one unit (or rank) below it.
+
+    `path` None keeps all channels. `full_sizes` are the groups' sizes in the base model when `structure` is already
+    cut. `strength_before` is what earlier steps of a schedule have spent; ranks follow the whole strength.
+    Raises UnreachableTarget with the least that this recipe can reach.
+    """
+    plan = _Plan(structure, budget, path, low_rank, min_keep_fraction, full_sizes or {}, strength_before)
+    if plan.at(0.0).excess <= 1:
+        return plan.amounts(plan.at(0.0), 0.0)
+    strong = plan.meeting()
+    weak = 0.0
+    for _ in range(_BISECTIONS):
+        middle = (weak + strong) / 2
+        weak, strong = (weak, middle) if plan.at(middle).excess <= 1 else (middle, strong)
+    return plan.amounts(plan.topped_up(plan.at(strong), plan.at(weak)), strong)
+
+
+@dataclass(frozen=True)
+class _State:
+    counts: Counts
+    ranks: Mapping[int, int]
+    flops: float
+    params: float
+    excess: float
+    remainder: NDArray[np.float64] = field(repr=False)
+
+
+class _Plan:
+    def __init__(
+        self,
+        structure: Structure,
+        budget: Budget,
+        path: Path | None,
+        low_rank: LowRank | None,
+        min_keep_fraction: float,
+        full_sizes: Mapping[str, int],
+        strength_before: float,
+    ) -> None:
+        self._structure = structure
+        self._budget = budget
+        self._path = path
+        self._low_rank = low_rank
+        self._before = strength_before
+        self._sizes_G = np.array([g.size for g in structure.groups], dtype=np.int64)
+        whole_G = np.array([full_sizes.get(g.name, g.size) for g in structure.groups])
+        self._grid = structure.round_to
+        least_G = np.ceil(min_keep_fraction * whole_G / self._grid).astype(np.int64) * self._grid
+        self._least_G = np.minimum(np.maximum(least_G, structure.min_counts), self._sizes_G)
+        self._wanted: dict[int, float] = {}
+        if low_rank is not None:
+            fractions = low_rank.rank_fractions(structure.layers)
+            self._wanted = {
+                i: fractions[layer.name]
+                for i, layer in enumerate(structure.layers)
+                if fractions.get(layer.name, 1.0) < 1
+            }
+
+    def at(self, strength: float) -> _State:
+        wanted_G = self._sizes_G.astype(np.float64) if self._path is None else self._path(strength)
+        counts_G = self._on_grid(wanted_G)
+        remainder_G = np.where(counts_G < self._sizes_G, (wanted_G - counts_G) / self._grid, 0.0)
+        return self._state(counts_G, self._ranks(counts_G, strength + self._before), remainder_G)
+
+    def _on_grid(self, wanted_G: NDArray[np.float64]) -> Counts:
+        # The small addition keeps 0.5 * 16 from becoming 7 by rounding error.
+        floored_G = np.floor(wanted_G / self._grid + 1e-9).astype(np.int64) * self._grid
+        floored_G = np.where(wanted_G >= self._sizes_G, self._sizes_G, floored_G)
+        return np.maximum(floored_G, self._least_G)
+
+    def _ranks(self, counts_G: Counts, strength: float) -> dict[int, int]:
+        if not self._wanted or self._low_rank is None:
+            return {}
+        widths_L2 = self._structure.layer_widths(counts_G)
+        ranks = {}
+        for i, fraction in self._wanted.items():
+            n_in, n_out = (int(n) for n in widths_L2[i])
+            full = self._low_rank.full_rank(self._structure.layers[i], n_in, n_out)
+            ranks[i] = max(1, int(fraction**strength * full + 1e-9))
+        return ranks
+
+    def _state(self, counts_G: Counts, ranks: Mapping[int, int], remainder_G: NDArray[np.float64]) -> _State:
+        flops, params, kept = self._cost(counts_G, ranks)
+        excess = self._budget.excess(flops, params)
+        return _State(counts_G, kept, flops, params, excess, remainder_G)
+
+    def _cost(self, counts_G: Counts, ranks: Mapping[int, int]) -> tuple[float, float, dict[int, int]]:
+        flops = float(self._structure.total_flops(counts_G))
+        params = float(self._structure.total_params(counts_G))
+        if not ranks or self._low_rank is None:
+            return flops, params, {}
+        dense_L = self._structure.layer_flops(counts_G)
+        widths_L2 = self._structure.layer_widths(counts_G)
+        kept: dict[int, int] = {}
+        for i, rank in ranks.items():
+            layer, n_in, n_out = self._structure.layers[i], int(widths_L2[i][0]), int(widths_L2[i][1])
+            thin = self._low_rank.flops(layer, n_in, n_out, rank)
+            if thin < dense_L[i]:  # otherwise the layer is cheaper as it is
+                flops += thin - float(dense_L[i])
+                params += self._low_rank.params(layer, n_in, n_out, rank) - _dense_params(layer, n_in, n_out)
+                kept[i] = rank
+        return flops, params, kept
+
+    def meeting(self) -> float:
+        """Return a strength that meets the budget."""
+        strength = 1.0
+        while self.at(strength).excess > 1:
+            strength *= 2
+            if strength > _MOST_STRENGTH:
+                raise self._unreachable(self.at(strength))
+        return strength
+
+    def _unreachable(self, least: _State) -> UnreachableTarget:
+        flops = least.flops / self._budget.flops
+        params = least.params / self._budget.params
+        wanted = ", ".join(f"{k} {v:g}" for k, v in self._budget.target if v is not None)
+        frozen = len(self._structure.frozen)
+        return UnreachableTarget(
+            f"target {wanted} cannot be reached by this recipe: the least it reaches is flops_fraction {flops:.3f}, "
+            f"params_fraction {params:.3f} (minimum widths, {frozen} frozen groups). Raise the target, lower "
+            "min_keep_fraction, or let low_rank factorise more layers"
+        )
+
+    def topped_up(self, met: _State, missed: _State) -> _State:
+        """Give back what fits: first what the last step of the bisection took, then by largest remainder."""
+        jumped = np.flatnonzero(missed.counts > met.counts).tolist()
+        waiting = np.argsort(-met.remainder, kind="stable").tolist()
+        order = jumped + [i for i in waiting if met.remainder[i] > 1e-9 and i not in set(jumped)]
+        state = met
+        for i in order:
+            counts_G = state.counts.copy()
+            counts_G[i] = self._next_up(i, counts_G[i])
+            state = self._better(state, counts_G, state.ranks)
+        for i in self._wanted:
+            if i in state.ranks:
+                state = self._better(state, state.counts, {**state.ranks, i: state.ranks[i] + 1})
+        return state
+
+    def _next_up(self, group: int, count: int) -> int:
+        return min(count + self._grid, int(self._sizes_G[group]))
+
+    def _better(self, state: _State, counts_G: Counts, ranks: Mapping[int, int]) -> _State:
+        tried = self._state(counts_G, ranks, state.remainder)
+        return tried if tried.excess <= 1 else state
+
+    def amounts(self, state: _State, strength: float) -> Amounts:
+        return Amounts(
+            counts={g.name: int(c) for g, c in zip(self._structure.groups, state.counts, strict=True)},
+            ranks={self._structure.layers[i].name: r for i, r in state.ranks.items()},
+            flops_fraction=state.flops / self._budget.flops,
+            params_fraction=state.params / self._budget.params,
+            strength=strength,
+        )
+
+
+def _dense_params(layer: Layer, n_in: int, n_out: int) -> int:
+    kernel = int(np.prod(layer.kernel)) if layer.kernel else 1
+    return n_in // layer.groups * n_out * kernel + (n_out if layer.bias is not None else 0)

@@ -1,0 +1,364 @@
+"""One trial: score, allocate, repair, cut, factorise, recover, measure.
+
+`run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one rung's
+training, `measure` follows each.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from autoprune.base import Base
+from autoprune.compressed import Compressed, Factor, factorise
+from autoprune.cost import count_flops, count_params
+from autoprune.data import Data
+from autoprune.errors import BadRecipe, NotApplicable
+from autoprune.evidence import ModelEvidence, Source
+from autoprune.graph import Structure
+from autoprune.normalisation import normalise
+from autoprune.recipe import Recipe
+from autoprune.recovery import RecoveryContext, RecoveryCost
+from autoprune.repair import Amounts, Budget, repair
+from autoprune.seeds import derive_seed
+from autoprune.tasks import Task, evaluate
+
+
+class TrialSettings(BaseModel):
+    """What is the same for all trials of a study. Sizes are in samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    eval_batch_size: int = Field(default=512, ge=1, description="samples per batch of an evaluation")
+    evidence_batches: int = Field(default=16, ge=1, description="training batches that gradients are taken on")
+    evidence_batch_size: int = Field(default=64, ge=2, description="samples in each of them")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 ...")
+    mixed_precision: bool = Field(default=False, description="train in bfloat16 autocast")
+
+    def torch_device(self) -> torch.device:
+        """Return the device: with `auto` the GPU when there is one."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a trial needs besides its recipe; made once per process and shared by its trials."""
+
+    base: Base
+    data: Data
+    task: Task
+    settings: TrialSettings = field(default_factory=TrialSettings)
+    evidence_folder: Path | None = None
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """Where trials run."""
+        return self.settings.torch_device()
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The base model where trials run, in eval mode. Not to be changed."""
+        return self.base.model.to(self.device).eval()
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """Where evidence comes from."""
+        s = self.settings
+        return Source(
+            data=self.data,
+            task=self.task,
+            batches=s.evidence_batches,
+            batch_size=s.evidence_batch_size,
+            device=self.device,
+        )
+
+    @functools.cached_property
+    def evidence(self) -> ModelEvidence:
+        """Evidence about the base model, shared by all trials."""
+        return ModelEvidence(
+            self.model,
+            self.base.structure,
+            self.source,
+            seed=0,
+            cache=self.evidence_folder,
+            fingerprint=self.base.fingerprint,
+        )
+
+    def recovery_context(self, seed: int) -> RecoveryContext:
+        """Return what recovery methods work with."""
+        return RecoveryContext(
+            data=self.data,
+            task=self.task,
+            teacher=self.model,
+            seed=seed,
+            device=self.device,
+            mixed_precision=self.settings.mixed_precision,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a piece of work took. `forward_seconds` is the part spent in calibration and evaluation passes."""
+
+    trained_samples: int = 0
+    forward_samples: int = 0
+    seconds: float = 0.0
+    forward_seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            trained_samples=self.trained_samples + other.trained_samples,
+            forward_samples=self.forward_samples + other.forward_samples,
+            seconds=self.seconds + other.seconds,
+            forward_seconds=self.forward_seconds + other.forward_seconds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A trial at rung 0: cut, factorised and calibrated, not yet finetuned.
+
+    `amounts.counts` are kept units per group. `notes` say which groups stayed whole and why.
+    """
+
+    compressed: Compressed
+    amounts: Amounts
+    notes: tuple[str, ...]
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a model is worth and costs. Accuracy in 0..1; FLOPs (2 x MACs) of one sample, counted on the model."""
+
+    accuracy: float
+    loss: float
+    count: int
+    flops: int
+    params: int
+    flops_fraction: float
+    params_fraction: float
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The result of one recipe."""
+
+    recipe: Recipe
+    compressed: Compressed
+    amounts: Amounts
+    validation: Measurement
+    before_training: Measurement
+    notes: tuple[str, ...]
+    cost: Cost
+
+    @property
+    def model(self) -> nn.Module:
+        """The compressed model, in eval mode."""
+        return self.compressed.model
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Accuracy and cost of the model as plain numbers."""
+        return metrics_of(self.validation)
+
+
+def metrics_of(measured: Measurement) -> dict[str, float]:
+    """Return a measurement as plain numbers, as records and artefacts keep them."""
+    names = ("accuracy", "loss", "count", "flops", "params", "flops_fraction", "params_fraction")
+    return {name: float(getattr(measured, name)) for name in names}
+
+
+def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
+    """Compress by one recipe, train for its `epochs`, and measure on the validation split.
+
+    Raises UnreachableTarget, BadRecipe, LossNotFinite, OutOfMemory.
+    """
+    prepared = prepare(recipe, bench, seed)
+    model = prepared.compressed.model
+    before = measure(model, bench)
+    trained = train_on(model, recipe, bench, derive_seed(seed, "train"), recipe.epochs)
+    after = measure(model, bench) if recipe.epochs > 0 else before
+    return Outcome(
+        recipe=recipe,
+        compressed=prepared.compressed,
+        amounts=prepared.amounts,
+        validation=after,
+        before_training=before,
+        notes=prepared.notes,
+        cost=prepared.cost + before.cost + trained + (after.cost if after is not before else Cost()),
+    )
+
+
+def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
+    """Cut by the recipe's schedule down to its target, factorise, and run the recovery that needs no training.
+
+    Raises UnreachableTarget when the recipe cannot meet its target, BadRecipe when it suits no group of the model.
+    """
+    began, cost = time.perf_counter(), Cost()
+    state = _State(bench.model, bench.base.structure, {g.name: list(range(g.size)) for g in bench.base.structure.groups})
+    evidence = bench.evidence.with_seed(seed)
+    steps = recipe.schedule.steps()
+    strength, notes = 0.0, dict[str, str]()
+    for i, step in enumerate(steps):
+        scores = _scores(recipe, state.structure, evidence, notes)
+        amounts = _repair(recipe, bench, state.structure, scores, step.progress, strength)
+        strength += amounts.strength
+        state = state.cut(_highest(scores, amounts.counts))
+        if i + 1 < len(steps):
+            cost += _settle(state.model, recipe, bench, seed)
+            cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), step.epochs)
+            evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
+    factors: tuple[Factor, ...] = ()
+    if recipe.low_rank is not None:
+        factors = factorise(state.model, recipe.low_rank, amounts.ranks)
+    cost += _settle(state.model, recipe, bench, seed)
+    selection = bench.base.structure.selection(state.kept)
+    spent = Cost(trained_samples=cost.trained_samples, forward_samples=cost.forward_samples,
+                 seconds=time.perf_counter() - began, forward_seconds=cost.forward_seconds)
+    return Prepared(
+        compressed=Compressed(model=state.model, selection=selection, factors=factors),
+        amounts=amounts,
+        notes=tuple(f"{group} stays whole: {reason}" for group, reason in notes.items()),
+        cost=spent,
+    )
+
+
+def train_on(model: nn.Module, recipe: Recipe, bench: Bench, seed: int, epochs: float) -> Cost:
+    """Train a compressed model in place for `epochs` by the recipe's training recovery, if it has one."""
+    method = next((r for r in recipe.recovery if r.trains), None)
+    if method is None or epochs <= 0:
+        return Cost()
+    began = time.perf_counter()
+    spent = method.recover(model, bench.recovery_context(seed), epochs)
+    return _cost_of(spent, time.perf_counter() - began, forward=False)
+
+
+def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measurement:
+    """Evaluate on the validation split, or on the same `samples` of it every time, and count the cost."""
+    began = time.perf_counter()
+    found = evaluate(model, bench.data.validation, bench.task, bench.settings.eval_batch_size, limit=samples)
+    forward_seconds = time.perf_counter() - began
+    flops, params = count_flops(model, _one_sample(bench)), count_params(model)
+    return Measurement(
+        accuracy=found.accuracy,
+        loss=found.loss,
+        count=found.count,
+        flops=flops,
+        params=params,
+        flops_fraction=flops / bench.base.flops,
+        params_fraction=params / bench.base.params,
+        cost=Cost(
+            forward_samples=found.count,
+            seconds=time.perf_counter() - began,
+            forward_seconds=forward_seconds,
+        ),
+    )
+
+
+def _one_sample(bench: Bench) -> object:
+    inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
+    return inputs
+
+
+@dataclass(frozen=True)
+class _State:
+    """The model between two cuts; `kept` are the base model's units that are still there."""
+
+    model: nn.Module
+    structure: Structure
+    kept: Mapping[str, list[int]]
+
+    def cut(self, keep: Mapping[str, list[int]]) -> _State:
+        kept = {
+            name: [units[i] for i in keep[name]] if name in keep else units for name, units in self.kept.items()
+        }
+        return _State(self.structure.cut(self.model, keep), self.structure.restrict(keep), kept)
+
+
+def _scores(
+    recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes: dict[str, str]
+) -> dict[str, Tensor]:
+    if recipe.criterion is None:
+        return {}
+    scores: dict[str, Tensor] = {}
+    for group in structure.groups:
+        try:
+            score = recipe.criterion.score(group, evidence)
+        except NotApplicable as reason:
+            notes[group.name] = str(reason)
+            continue
+        scores[group.name] = _checked(score, group.size, recipe.criterion.name, group.name)
+    if not scores:
+        reasons = "; ".join(sorted(set(notes.values()))[:3]) or "the model has no group that can be cut"
+        raise BadRecipe(f"criterion {recipe.criterion.name!r} scores no group of this model: {reasons}")
+    return normalise(recipe.normalisation, scores)
+
+
+def _checked(score: Tensor, size: int, criterion: str, group: str) -> Tensor:
+    if score.shape != (size,) or not bool(torch.isfinite(score).all()):
+        raise BadRecipe(
+            f"criterion {criterion!r} gave scores of shape {tuple(score.shape)} for the {size} units of group "
+            f"{group!r}, finite: {bool(torch.isfinite(score).all())}; they must be ({size},) and finite"
+        )
+    return score
+
+
+def _repair(
+    recipe: Recipe,
+    bench: Bench,
+    structure: Structure,
+    scores: Mapping[str, Tensor],
+    progress: float,
+    strength_before: float,
+) -> Amounts:
+    base = bench.base
+    return repair(
+        structure,
+        Budget(flops=base.flops, params=base.params, target=recipe.target.at(progress)),
+        path=recipe.allocation.path(scores, structure) if scores else None,
+        low_rank=recipe.low_rank,
+        min_keep_fraction=recipe.min_keep_fraction,
+        full_sizes={g.name: g.size for g in base.structure.groups},
+        strength_before=strength_before,
+    )
+
+
+def _highest(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, list[int]]:
+    """Return the units with the highest scores; of equal ones those with the lower index."""
+    keep = {}
+    for name, score in scores.items():
+        order = torch.sort(score, descending=True, stable=True).indices
+        keep[name] = sorted(order[: counts[name]].tolist())
+    return keep
+
+
+def _settle(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> Cost:
+    """Run the recovery methods that need no training, in order."""
+    total = Cost()
+    context = bench.recovery_context(derive_seed(seed, "settle"))
+    for method in recipe.recovery:
+        if not method.trains:
+            began = time.perf_counter()
+            spent = method.recover(model, context, 0.0)
+            total += _cost_of(spent, time.perf_counter() - began, forward=True)
+    return total
+
+
+def _cost_of(spent: RecoveryCost, seconds: float, *, forward: bool) -> Cost:
+    return Cost(
+        trained_samples=spent.trained_samples,
+        forward_samples=spent.forward_samples,
+        seconds=seconds,
+        forward_seconds=seconds if forward else 0.0,
+    )

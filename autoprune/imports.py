@@ -32,16 +32,22 @@ def resolve(reference: str, what: str) -> Callable[..., Any]:
     found: Any = _import(module_name, reference, what)
     for part in path.split("."):
         if not hasattr(found, part):
-            where = (
-                f"function for {what} {reference!r}: {getattr(found, '__name__', module_name)} has nothing"
+            owner = getattr(found, "__name__", module_name)
+            raise unknown_name(
+                f"function for {what} {reference!r}", f"{owner}.{part}", _functions(found, owner)
             )
-            raise unknown_name(where, part, (n for n in dir(found) if not n.startswith("_")))
         found = getattr(found, part)
     if not callable(found):
         raise BadInput(
             f"{what} {reference!r} is a {type(found).__name__}, which cannot be called; name a function."
         )
     return found  # type: ignore[no-any-return]
+
+
+def _functions(owner: Any, name: str) -> list[str]:
+    """List what a user can have meant: public callables that the module defines, not those it imported."""
+    members = ((n, getattr(owner, n)) for n in dir(owner) if not n.startswith("_"))
+    return [f"{name}.{n}" for n, m in members if callable(m) and getattr(m, "__module__", None) == name]
 
 
 def _import(module_name: str, reference: str, what: str) -> Any:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from autoprune import imports
 from autoprune.data.split import Data, Split, map_tensors
@@ -42,7 +42,7 @@ class Task:
         if not self.classification:
             raise BadInput("label_smoothing works for classification only; put it into the task's own loss.")
         return replace(
-            self, loss=lambda o, t: F.cross_entropy(logits_of(o), t, label_smoothing=label_smoothing)
+            self, loss=lambda o, t: cross_entropy(logits_of(o), t, label_smoothing=label_smoothing)
         )
 
 
@@ -70,7 +70,7 @@ def classification() -> Task:
 
 
 def _cross_entropy(output: Any, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits_of(output), targets)
+    return cross_entropy(logits_of(output), targets)
 
 
 def _correct(output: Any, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,18 +7,27 @@ from typing import TYPE_CHECKING, Any
 from autoprune.specs import DataSpec
 
 if TYPE_CHECKING:
-    from autoprune.data.build import build_data
+    from autoprune.data.build import build_data, known_data
     from autoprune.data.split import Data, DatasetSplit, Split, TensorSplit, training_batches
 
-__all__ = ["Data", "DataSpec", "DatasetSplit", "Split", "TensorSplit", "build_data", "training_batches"]
+__all__ = [
+    "Data",
+    "DataSpec",
+    "DatasetSplit",
+    "Split",
+    "TensorSplit",
+    "build_data",
+    "known_data",
+    "training_batches",
+]
 
 
 def __getattr__(name: str) -> Any:
     # Reading a spec must not import torch.
-    if name == "build_data":
+    if name in ("build_data", "known_data"):
         from autoprune.data import build
 
-        return build.build_data
+        return getattr(build, name)
     if name in __all__:
         from autoprune.data import split
 

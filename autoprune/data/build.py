@@ -5,15 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from autoprune.data.cache import Progress
 from autoprune.data.digits import build_digits
+from autoprune.data.image_folder import build_image_folder
 from autoprune.data.split import Data
-from autoprune.errors import unknown_name
+from autoprune.data.torchvision_sets import NAMES, build_torchvision
+from autoprune.data.user import build_user_data
 from autoprune.specs import DataSpec, as_spec
 
 
-def build_data(spec: DataSpec | Mapping[str, Any]) -> Data:
-    """Build the data of a spec. Raises BadInput (UnknownName, BadData) when it cannot be."""
+def known_data() -> tuple[str, ...]:
+    """Return the names of all data sets that need no function of the user."""
+    return ("digits", "image_folder", *NAMES)
+
+
+def build_data(spec: DataSpec | Mapping[str, Any], progress: Progress | None = None) -> Data:
+    """Build the data of a spec. progress(done, count) is called while images are decoded into the cache.
+
+    Raises BadInput (UnknownName, BadData) when the spec is wrong or the data cannot be read.
+    """
     spec = as_spec(DataSpec, spec, "data")
     if spec.kind == "digits":
         return build_digits(spec)
-    raise unknown_name("data set", spec.name, ["digits"])
+    if spec.kind == "image_folder":
+        return build_image_folder(spec, progress)
+    if spec.kind == "function":
+        return build_user_data(spec)
+    return build_torchvision(spec, progress)

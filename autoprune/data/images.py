@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import pad
 
 from autoprune.errors import BadData
 from autoprune.specs import Augment
@@ -59,7 +59,7 @@ def crop_flip(images: Tensor, padding: int, draws: torch.Generator) -> Tensor:
     rows_NH = shifts[0, :, None] + torch.arange(height)
     columns_NW = torch.arange(width).expand(n, width)
     columns_NW = torch.where(mirrored[:, None], width - 1 - columns_NW, columns_NW) + shifts[1, :, None]
-    padded = F.pad(images, (padding, padding, padding, padding))
+    padded = pad(images, (padding, padding, padding, padding))
     return _pick(padded, rows_NH.to(images.device), columns_NW.to(images.device))
 
 

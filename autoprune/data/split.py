@@ -330,7 +330,7 @@ def isolated_random_state(seed: int) -> Iterator[None]:
     """Seed the global random states of torch (CPU), numpy and Python for a while, then put them back."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:

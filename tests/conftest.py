@@ -9,9 +9,28 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from autoprune.base import make_base
+from autoprune.data import build_data
+from autoprune.models import build_model
+from autoprune.models.training import train_base
+from autoprune.specs import ModelSpec, TrainSpec
+from autoprune.tasks import build_task
+from autoprune.trial import Bench, TrialSettings
+
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits_bench() -> Bench:
+    """A small residual network trained for two epochs on digits, with its data; not to be changed."""
+    data = build_data({"name": "digits"})
+    model = build_model({"name": "digits_resnet"}, num_classes=10)
+    task = build_task()
+    train_base(model, data, task, TrainSpec(epochs=2), seed=0)
+    base = make_base(model, data.example_inputs, spec=ModelSpec(name="digits_resnet", arguments={"num_classes": 10}))
+    return Bench(base, data, task, TrialSettings(evidence_batches=4, evidence_batch_size=32, device="cpu"))

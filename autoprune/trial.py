@@ -127,10 +127,11 @@ class Cost:
 class Prepared:
     """A trial at rung 0: cut, factorised and calibrated, not yet finetuned.
 
-    `amounts.counts` are kept units per group. `notes` say which groups stayed whole and why.
+    `kept` are the base model's units that stay, by group. `notes` say which groups stayed whole and why.
     """
 
     compressed: Compressed
+    kept: Mapping[str, list[int]]
     amounts: Amounts
     notes: tuple[str, ...]
     cost: Cost
@@ -228,6 +229,7 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
                  seconds=time.perf_counter() - began, forward_seconds=cost.forward_seconds)
     return Prepared(
         compressed=Compressed(model=state.model, selection=selection, factors=factors),
+        kept=state.kept,
         amounts=amounts,
         notes=tuple(f"{group} stays whole: {reason}" for group, reason in notes.items()),
         cost=spent,

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from autoprune import rooms
+from autoprune.cost import count_flops
+from autoprune.errors import BadRecipe, LossNotFinite, UnreachableTarget
+from autoprune.recipe import Recipe
+from autoprune.trial import Bench, measure, prepare, run_trial, train_on
+
+QUICK = ({"name": "bn_reestimation"}, {"name": "finetune", "lr": 0.02})
+
+
+def recipe(**parts: object) -> Recipe:
+    return Recipe.parse({"recovery": list(QUICK), "epochs": 0, **parts})
+
+
+@pytest.mark.parametrize("criterion", rooms.names("criteria"))
+@pytest.mark.parametrize("allocation", ["uniform", "global", {"name": "per_group", "keep_fraction": {"layer*": 0.4}}])
+def test_every_pair_meets_its_target_with_a_really_smaller_model(
+    criterion: str, allocation: object, digits_bench: Bench
+) -> None:
+    chosen = recipe(criterion=criterion, allocation=allocation, target={"flops_fraction": 0.4})
+    prepared = prepare(chosen, digits_bench, seed=0)
+    model = prepared.compressed.model
+    counted = count_flops(model, digits_bench.data.example_inputs)
+    assert counted == round(prepared.amounts.flops_fraction * digits_bench.base.flops)
+    assert 0.37 < counted / digits_bench.base.flops <= 0.4
+    assert sum(p.numel() for p in model.parameters()) < digits_bench.base.params
+
+
+def test_channels_and_ranks_in_one_recipe_meet_the_target_exactly(digits_bench: Bench) -> None:
+    chosen = recipe(low_rank={"name": "svd", "rank_fraction": 0.5}, target={"flops_fraction": 0.35})
+    prepared = prepare(chosen, digits_bench, seed=0)
+    assert prepared.compressed.factors
+    measured = measure(prepared.compressed.model, digits_bench)
+    assert measured.flops == round(prepared.amounts.flops_fraction * digits_bench.base.flops)
+    assert measured.params == round(prepared.amounts.params_fraction * digits_bench.base.params)
+    assert 0.33 < measured.flops_fraction <= 0.35
+
+
+def test_the_base_model_stays_as_it_was(digits_bench: Bench) -> None:
+    before = copy.deepcopy(digits_bench.base.model.state_dict())
+    run_trial(recipe(epochs=0.1), digits_bench, seed=0)
+    assert all(torch.equal(v, before[k]) for k, v in digits_bench.base.model.state_dict().items())
+
+
+def test_same_seed_same_weights_other_seed_others(digits_bench: Bench) -> None:
+    chosen = recipe(criterion="random", epochs=0.1)
+    runs = [run_trial(chosen, digits_bench, seed).model.state_dict() for seed in (5, 5, 6)]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[1].values(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[2].values(), strict=True))
+
+
+def test_finetuning_wins_back_accuracy(digits_bench: Bench) -> None:
+    outcome = run_trial(recipe(epochs=2.0, target={"flops_fraction": 0.35}), digits_bench, seed=0)
+    assert outcome.validation.accuracy > outcome.before_training.accuracy + 0.02
+    assert outcome.cost.trained_samples == 2 * len(digits_bench.data.train)
+
+
+def test_calibrated_statistics_beat_the_stale_ones(digits_bench: Bench) -> None:
+    calibrated = prepare(recipe(target={"flops_fraction": 0.5}), digits_bench, seed=0)
+    stale = prepare(recipe(target={"flops_fraction": 0.5}, recovery=["finetune"]), digits_bench, seed=0)
+    accuracy = [measure(p.compressed.model, digits_bench).accuracy for p in (calibrated, stale)]
+    assert accuracy[0] > accuracy[1]
+
+
+def test_iterative_trains_between_the_cuts_and_still_meets_the_target(digits_bench: Bench) -> None:
+    schedule = {"name": "iterative", "count": 3, "epochs_between": 0.2}
+    chosen = recipe(schedule=schedule, criterion="taylor_2019", allocation="global", target={"flops_fraction": 0.3})
+    prepared = prepare(chosen, digits_bench, seed=0)
+    counted = count_flops(prepared.compressed.model, digits_bench.data.example_inputs)
+    assert 0.27 < counted / digits_bench.base.flops <= 0.3
+    assert prepared.cost.trained_samples >= 2 * int(0.2 * len(digits_bench.data.train))
+    # what it says it kept of the base model is what it kept
+    rebuilt = digits_bench.base.structure.cut(digits_bench.model, prepared.kept)
+    shapes = [p.shape for p in prepared.compressed.model.parameters()]
+    assert [p.shape for p in rebuilt.parameters()] == shapes
+
+
+def test_iterative_with_ranks_factorises_once_at_the_end(digits_bench: Bench) -> None:
+    chosen = recipe(
+        schedule={"name": "iterative", "count": 2, "epochs_between": 0.05},
+        low_rank={"name": "svd", "rank_fraction": 0.5},
+        target={"flops_fraction": 0.35},
+    )
+    prepared = prepare(chosen, digits_bench, seed=0)
+    measured = measure(prepared.compressed.model, digits_bench)
+    assert prepared.compressed.factors
+    assert 0.33 < measured.flops_fraction <= 0.35
+
+
+def test_validation_subset_is_the_same_every_time(digits_bench: Bench) -> None:
+    first = measure(digits_bench.model, digits_bench, samples=40)
+    assert first.count == 40
+    assert measure(digits_bench.model, digits_bench, samples=40).loss == first.loss
+
+
+def test_unreachable_target_is_bad_input(digits_bench: Bench) -> None:
+    with pytest.raises(UnreachableTarget, match="cannot be reached by this recipe"):
+        prepare(recipe(target={"flops_fraction": 0.0005}), digits_bench, seed=0)
+
+
+def test_diverging_training_is_a_failed_trial(digits_bench: Bench) -> None:
+    wild = recipe(recovery=[{"name": "finetune", "lr": 1.0, "momentum": 0.99}])
+    prepared = prepare(wild, digits_bench, seed=0)
+    model = prepared.compressed.model
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("inf"))
+    with pytest.raises(LossNotFinite):
+        train_on(model, wild, digits_bench, seed=0, epochs=0.5)
+
+
+def test_criterion_that_suits_no_group_says_why(digits_bench: Bench) -> None:
+    from autoprune.base import make_base
+
+    mlp = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)
+    )
+    bench = Bench(make_base(mlp, digits_bench.data.example_inputs), digits_bench.data, digits_bench.task)
+    with pytest.raises(BadRecipe, match="criterion 'bn_scale' scores no group of this model: bn_scale needs"):
+        prepare(recipe(criterion="bn_scale"), bench, seed=0)

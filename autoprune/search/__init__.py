@@ -1,0 +1,1 @@
+"""What to try next: search spaces, samplers, baselines, and the stopper."""

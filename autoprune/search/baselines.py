@@ -1,0 +1,59 @@
+"""Known-good recipes that every study runs first, at every target; the search has to beat them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoprune.errors import BadInput, unknown_name
+from autoprune.recipe import Recipe
+
+_NAMED: Mapping[str, Mapping[str, Any]] = {
+    # Li et al. 2017 as it is usually compared: the same share of every group, by L1 norm
+    "uniform_l1": {"criterion": "l1_norm", "normalisation": "mean", "allocation": "uniform"},
+    # Molchanov et al. 2019: one global ranking by first-order Taylor importance, not normalised
+    "global_taylor": {"criterion": "taylor_2019", "normalisation": "none", "allocation": "global"},
+}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A recipe with the name that reports show it by."""
+
+    name: str
+    recipe: Recipe
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the baselines that ship."""
+    return tuple(_NAMED)
+
+
+def build_baselines(given: Sequence[str | Mapping[str, Any]]) -> tuple[Baseline, ...]:
+    """Return baselines from names, paths of recipe files, and recipes as plain data (whose `preset` is their name).
+
+    Raises UnknownName, BadRecipe or BadInput.
+    """
+    made = [_build(one, f"baselines[{i}]") for i, one in enumerate(given)]
+    taken = [b.name for b in made]
+    for name in taken:
+        if taken.count(name) > 1:
+            raise BadInput(f"baselines: {name!r} is there twice; give recipes different `preset` names")
+    return tuple(made)
+
+
+def _build(given: str | Mapping[str, Any], where: str) -> Baseline:
+    if isinstance(given, Mapping):
+        recipe = Recipe.parse(given, where)
+        return Baseline(recipe.preset or where, recipe)
+    if given in _NAMED:
+        return Baseline(given, Recipe.parse(_NAMED[given]))
+    path = Path(given).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        raise unknown_name("baseline", given, _NAMED)
+    if not path.is_file():
+        raise BadInput(f"{where}: recipe file {given} does not exist")
+    recipe = Recipe.from_yaml(path.read_text(encoding="utf-8"), given)
+    return Baseline(recipe.preset or path.stem, recipe)

@@ -1,0 +1,43 @@
+"""What a study optimises: names, directions, and the values of a finished trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from autoprune.errors import Failure, LossNotFinite
+
+Direction = Literal["maximize", "minimize"]
+
+METRIC_OF: Mapping[str, str] = {
+    "accuracy": "accuracy",
+    "flops": "flops_fraction",
+    "params": "params_fraction",
+    "latency": "latency_ms",
+}
+"""Objective to the metric that holds its value."""
+
+COSTS = ("flops", "params", "latency")
+
+
+def directions(objectives: Sequence[str]) -> list[Direction]:
+    """Return which way each objective is better.
+
+    >>> directions(["accuracy", "flops"])
+    ['maximize', 'minimize']
+    """
+    return ["maximize" if name == "accuracy" else "minimize" for name in objectives]
+
+
+def values(objectives: Sequence[str], metrics: Mapping[str, float]) -> list[float]:
+    """Return the objectives' values, finite. Raises LossNotFinite or Failure for one that is not there."""
+    found = []
+    for name in objectives:
+        metric = METRIC_OF[name]
+        if metric not in metrics:
+            raise Failure(f"objective {name!r} needs the metric {metric!r}; measured were {', '.join(metrics)}")
+        if not math.isfinite(metrics[metric]):
+            raise LossNotFinite(f"{metric} is {metrics[metric]}, so that the trial has no value to compare")
+        found.append(float(metrics[metric]))
+    return found

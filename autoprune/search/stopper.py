@@ -1,0 +1,87 @@
+"""The stopper: which trials go up to the next rung. Pure functions over plain data.
+
+Asynchronous successive halving in its stopping form (Li et al., MLSys 2020, arXiv 1810.05934, as Ray Tune's ASHA does
+it): a trial is judged when it finishes a rung, against those that were there before, and goes up at once or stops at
+once; nothing waits. It departs from the paper in three ways:
+
+- Trials are compared only with trials of a similar target. There the objectives that the target pins are equal by
+  construction, so that they say nothing; comparing them would make every rounding difference a trade-off.
+- Of the other objectives, trials are ranked by non-dominated front, then by accuracy.
+- Of n results the best ceil(n / reduction) go up, ties included, instead of none before there are `reduction` results:
+  studies are small, and a first trial that is stopped unseen is lost. Baselines go up always and count as results, so
+  that a trial which beats neither of them at rung 0 does stop early.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+SIMILAR_TARGET = 0.02
+"""Targets that differ by at most this much of the base model's cost are compared with each other."""
+
+_SAME_COST = math.log(1.05)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A trial's result at one rung. `costs` holds the objectives that are minimised, `pinned` those of the target."""
+
+    trial: int
+    accuracy: float
+    costs: Mapping[str, float]
+    pinned: Mapping[str, float]
+    baseline: bool = False
+
+
+def goes_up(mine: Point, others: Sequence[Point], reduction: float) -> bool:
+    """Tell whether a trial is promoted, given the other results at the same rung."""
+    if mine.baseline:
+        return True
+    rivals = [other for other in others if similar(mine.pinned, other.pinned)]
+    places = math.ceil((len(rivals) + 1) / reduction)
+    return count_better(mine, rivals) < places
+
+
+def similar(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
+    """Tell whether two targets pin the same costs at about the same fractions."""
+    return a.keys() == b.keys() and all(abs(a[k] - b[k]) <= SIMILAR_TARGET + 1e-9 for k in a)
+
+
+def count_better(mine: Point, rivals: Sequence[Point]) -> int:
+    """Return how many rivals rank strictly before: on an earlier front, or on the same with more accuracy."""
+    points = [mine, *rivals]
+    fronts = front_numbers([_values(p) for p in points])
+    own = (fronts[0], -mine.accuracy)
+    return sum((front, -rival.accuracy) < own for front, rival in zip(fronts[1:], rivals, strict=True))
+
+
+def front_numbers(rows: Sequence[tuple[float, ...]]) -> list[int]:
+    """Return for every row (less is better) how many fronts come before its own; 0 is non-dominated.
+
+    >>> front_numbers([(1, 2), (2, 1), (2, 2), (3, 3)])
+    [0, 0, 1, 2]
+    """
+    numbers = [-1] * len(rows)
+    left = set(range(len(rows)))
+    number = 0
+    while left:
+        front = [i for i in left if not any(dominates(rows[j], rows[i]) for j in left)]
+        for i in front:
+            numbers[i] = number
+        left -= set(front)
+        number += 1
+    return numbers
+
+
+def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Tell whether a is nowhere worse than b and somewhere better (less)."""
+    return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
+
+
+def _values(point: Point) -> tuple[float, ...]:
+    # Costs within five per cent of each other fall into one step of a logarithmic scale; being steps and not a
+    # tolerance keeps "dominates" transitive.
+    free = sorted(set(point.costs) - set(point.pinned))
+    return (-point.accuracy, *(round(math.log(max(point.costs[k], 1e-9)) / _SAME_COST) for k in free))

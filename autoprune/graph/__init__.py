@@ -1,0 +1,34 @@
+"""The structure engine: trace a model once, cut it many times."""
+
+from autoprune.graph.parts import (
+    AxisPlan,
+    Call,
+    FrozenGroup,
+    Group,
+    Layer,
+    Place,
+    Role,
+    SizeAttribute,
+    Tensor,
+    Term,
+)
+from autoprune.graph.structure import Structure
+from autoprune.graph.surgery import Selection, apply_selection
+from autoprune.graph.trace import trace
+
+__all__ = [
+    "AxisPlan",
+    "Call",
+    "FrozenGroup",
+    "Group",
+    "Layer",
+    "Place",
+    "Role",
+    "Selection",
+    "SizeAttribute",
+    "Structure",
+    "Tensor",
+    "Term",
+    "apply_selection",
+    "trace",
+]

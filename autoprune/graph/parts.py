@@ -1,0 +1,144 @@
+"""The plain data that a structure is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+
+class Role(StrEnum):
+    """What an axis of a parameter or buffer is for."""
+
+    OUTPUT = "output"
+    """weight rows of a convolution or linear layer: they produce the units"""
+    INPUT = "input"
+    """weight columns that read the units"""
+    BIAS = "bias"
+    NORM_WEIGHT = "norm_weight"
+    NORM_BIAS = "norm_bias"
+    NORM_MEAN = "norm_mean"
+    NORM_VAR = "norm_var"
+    DEPTHWISE = "depthwise"
+    """weight of a depthwise convolution: one filter (or a few) for each unit"""
+    OTHER = "other"
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where the units of a group live on one axis of one tensor. indices: (C, m), row c is unit c, sorted."""
+
+    tensor: str
+    axis: int
+    role: Role
+    module: str
+    indices: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that live in the same places. flops_per_unit: FLOPs saved by removing one unit from the full model."""
+
+    name: str
+    size: int
+    places: tuple[Place, ...]
+    flops_per_unit: float
+
+    def places_with(self, *roles: Role) -> tuple[Place, ...]:
+        """The places that have one of these roles, in graph order."""
+        return tuple(place for place in self.places if place.role in roles)
+
+    @property
+    def producers(self) -> tuple[Place, ...]:
+        """Weight rows that compute the units."""
+        return self.places_with(Role.OUTPUT)
+
+    @property
+    def consumers(self) -> tuple[Place, ...]:
+        """Weight columns that read the units."""
+        return self.places_with(Role.INPUT)
+
+    @property
+    def norms(self) -> tuple[Place, ...]:
+        """Scales of the normalisation layers that the units pass."""
+        return self.places_with(Role.NORM_WEIGHT)
+
+
+@dataclass(frozen=True)
+class FrozenGroup:
+    """Channels that cannot be cut, with the operator, the module and the reason."""
+
+    name: str
+    size: int
+    operator: str
+    module: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """Spatial sizes of one call of a layer; for a linear layer the product of the leading axes without the batch."""
+
+    in_positions: tuple[int, ...]
+    out_positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear module. Features are those of this structure with everything kept."""
+
+    name: str
+    kind: str
+    weight: str
+    bias: str | None
+    in_features: int
+    out_features: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """An int attribute of a module: kept indices of (tensor, axis) * multiply // divide."""
+
+    module: str
+    attribute: str
+    tensor: str
+    axis: int
+    multiply: int = 1
+    divide: int = 1
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Shape of one parameter or buffer."""
+
+    shape: tuple[int, ...]
+    is_parameter: bool
+
+
+@dataclass(frozen=True, eq=False)
+class AxisPlan:
+    """The unit of every index of one axis, shape (n,): a number over all groups in their order, or -1 for fixed."""
+
+    tensor: str
+    axis: int
+    role: Role
+    module: str
+    units: IntArray
+
+
+@dataclass(frozen=True)
+class Term:
+    """FLOPs: coefficient times the number of elements of a weight."""
+
+    weight: str
+    coefficient: float

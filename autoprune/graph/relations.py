@@ -1,0 +1,163 @@
+"""What the rules write down while the graph is walked: labels, roles of tensor axes, costs and size attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch import nn
+
+from autoprune.graph.labels import Axis, IntArray, Labels, Value, Why
+from autoprune.graph.parts import Call, Role, SizeAttribute
+
+Key = tuple[str, int]
+"""Name of a parameter, buffer or counter, and its axis."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """One call of an operator: its name ('conv2d', without overload and in-place mark), place and bound arguments."""
+
+    name: str
+    target: str
+    module: str
+    scopes: tuple[str, ...]
+    arguments: Mapping[str, object]
+    shapes: tuple[tuple[int, ...], ...]
+    pointwise: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the first result."""
+        return self.shapes[0]
+
+    def why(self, reason: str) -> Why:
+        """A lock reason that names this operator and its module."""
+        return Why(self.target, self.module, reason)
+
+    def value(self, name: str) -> Value:
+        """The tensor argument of that name."""
+        found = self.arguments[name]
+        assert isinstance(found, Value), f"{self.target}: argument {name} is no tensor"
+        return found
+
+    def optional(self, name: str) -> Value | None:
+        """The tensor argument of that name, or None when it was left out."""
+        found = self.arguments.get(name)
+        return found if isinstance(found, Value) else None
+
+    def ints(self, name: str) -> tuple[int, ...]:
+        """A list-of-int argument; a single int becomes a tuple of one, None an empty tuple."""
+        found = self.arguments.get(name)
+        if found is None:
+            return ()
+        if isinstance(found, int):
+            return (found,)
+        return tuple(int(item) for item in cast("list[int]", found))
+
+    def integer(self, name: str) -> int:
+        """An int argument."""
+        return int(cast(int, self.arguments[name]))
+
+    def values(self) -> list[Value]:
+        """All tensor arguments, lists flattened, in order."""
+        found: list[Value] = []
+        for argument in self.arguments.values():
+            items = argument if isinstance(argument, list | tuple) else [argument]
+            found.extend(item for item in items if isinstance(item, Value))
+        return found
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one operator reads one weight: for layers and cost."""
+
+    operator: str
+    module: str
+    call: Call
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass
+class Relations:
+    """Everything the rules know. `owners` maps a tensor to the paths of all modules that hold it."""
+
+    modules: Mapping[str, nn.Module]
+    owners: Mapping[str, tuple[str, ...]]
+    batch: int = 1
+    labels: Labels = field(default_factory=Labels)
+    roles: dict[Key, Role] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
+    readings: dict[str, list[Reading]] = field(default_factory=dict)
+    attributes: dict[tuple[str, str], SizeAttribute] = field(default_factory=dict)
+    counters: dict[str, IntArray] = field(default_factory=dict)
+    hints: list[tuple[IntArray, Why]] = field(default_factory=list)
+    unsupported: dict[str, None] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
+    counting: bool = True
+
+    def tie(self, first: Axis, second: Axis, op: Operation, reason: str) -> Axis:
+        """Tie two axes of one operation."""
+        return self.labels.tie(first, second, op.why(reason))
+
+    def lock_all(self, value: Value, why: Why) -> None:
+        """Lock every axis of a tensor."""
+        for axis in value.axes:
+            self.labels.lock(axis, why)
+
+    def role(self, value: Value | None, axis: int, role: Role) -> None:
+        """Note what an axis of a parameter is for. A producer stays one, even if the tensor is also read otherwise."""
+        if value is None or value.source is None:
+            return
+        key = (value.source, axis)
+        if role is Role.OUTPUT or self.roles.get(key) is None:
+            # Re-inserting keeps graph order by first producing use.
+            if self.roles.get(key) is not Role.OUTPUT:
+                self.roles.pop(key, None)
+                self.roles[key] = role
+
+    def size(
+        self, value: Value | None, axis: int, attribute: str, multiply: int = 1, divide: int = 1
+    ) -> None:
+        """Note that `attribute` of the modules that hold this tensor counts the kept indices of that axis."""
+        if value is None or value.source is None:
+            return
+        for module in self.owners.get(value.source, ()):
+            self.count(
+                module,
+                attribute,
+                (value.source, axis),
+                value.shape[axis] * multiply // divide,
+                multiply,
+                divide,
+            )
+
+    def count(
+        self, module: str, attribute: str, key: Key, now: int, multiply: int = 1, divide: int = 1
+    ) -> None:
+        """Note one size attribute, if the module has it with the value it should have now."""
+        held = getattr(self.modules.get(module), attribute, None)
+        if isinstance(held, int) and not isinstance(held, bool) and held == now:
+            self.attributes.setdefault(
+                (module, attribute), SizeAttribute(module, attribute, key[0], key[1], multiply, divide)
+            )
+
+    def counter(self, module: str, attribute: str, labels: IntArray, op: Operation) -> None:
+        """Let an int attribute of a module count labels that are no axis of any parameter."""
+        name = f"{module}:{attribute}"
+        if name in self.counters:
+            self.tie(self.counters[name], labels, op, f"{name} is used by two calls")
+            return
+        self.counters[name] = labels
+        self.count(module, attribute, (name, 0), len(labels))
+
+    def reads(self, weight: Value, reading: Reading, positions: float) -> None:
+        """Add one use of a weight: its FLOPs are 2 * positions * number of weight elements, per sample."""
+        assert weight.source is not None
+        if self.counting:
+            self.flops[weight.source] = self.flops.get(weight.source, 0.0) + 2.0 * positions
+            self.readings.setdefault(weight.source, []).append(reading)

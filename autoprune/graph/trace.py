@@ -1,0 +1,63 @@
+"""Trace a model once: export, relate, plan, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from autoprune.errors import BadInput, TraceFailed
+from autoprune.graph import plan, tracer
+from autoprune.graph import verify as verification
+from autoprune.graph.structure import Structure
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    exclude: Sequence[str] = (),
+    round_to: int = 1,
+    verify: bool = True,
+) -> Structure:
+    """Return the structure of a model, every group proven on a copy.
+
+    example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments, on the model's device.
+    exclude: globs of module paths that nobody may touch. round_to: kept counts are multiples of it, or all.
+    Raises TraceFailed, or BadInput for a wrong option. The model is not changed.
+    """
+    _check_options(exclude, round_to)
+    inputs = tracer.as_inputs(example_inputs)
+    own = tracer.prepared(model)
+    total = _count(own, inputs)
+    traced = tracer.trace_relations(own, inputs)
+    plan.lock_excluded(traced, exclude)
+    plan.lock_unread(traced)
+    structure = plan.build(traced, total / tracer.batch_size(inputs), round_to, exclude)
+    if verify:
+        return verification.verified(structure, own, inputs, plan.hints_by_group(traced, structure))
+    return structure
+
+
+def _check_options(exclude: Sequence[str], round_to: int) -> None:
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise BadInput(f"round_to must be a whole number of at least 1, got {round_to!r}")
+    if isinstance(exclude, str) or not all(isinstance(glob, str) for glob in exclude):
+        raise BadInput(f"exclude must be a sequence of globs, got {exclude!r}; write ({exclude!r},)")
+
+
+def _count(model: nn.Module, inputs: tracer.Inputs) -> float:
+    """FLOPs of one forward pass, which also shows whether the example input fits."""
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), counter:
+            model(*inputs[0], **inputs[1])
+    except Exception as error:
+        raise TraceFailed(
+            f"the model does not run on the example input{tracer.where(model, error)}: {tracer.short(error)} "
+            f"Give an example input of the right shapes, types and device."
+        ) from error
+    return float(counter.get_total_flops())

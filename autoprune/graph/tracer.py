@@ -1,0 +1,267 @@
+"""Walk the exported graph of a model and let the rules relate what they see."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.errors import TraceFailed
+from autoprune.graph import adapters, rules
+from autoprune.graph.labels import Value, Why
+from autoprune.graph.relations import Operation, Relations
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_inputs(example_inputs: Any) -> Inputs:
+    """A tensor or a tuple (or list) is positional, a mapping is by keyword."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, list | tuple):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """What the walk found. names: state tensor -> its one name; digest: hash of graph, names and shapes."""
+
+    relations: Relations
+    state: dict[str, torch.Tensor]
+    values: dict[str, Value]
+    digest: str
+
+
+def trace_relations(model: nn.Module, inputs: Inputs) -> Traced:
+    """Export `model` (an own copy in eval mode) and apply the rules. Raises TraceFailed."""
+    names, state, owners = _state(model)
+    rel = Relations(dict(model.named_modules()), owners, batch_size(inputs))
+    values = {
+        name: Value(tuple(t.shape), tuple(rel.labels.new(n) for n in t.shape), name)
+        for name, t in state.items()
+    }
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+    _walk(_export(model, inputs), rel, names, values, digest)
+    if any(name not in rel.read and tensor.dim() for name, tensor in state.items()):
+        _walk_training(model, inputs, rel, names, values)
+    return Traced(rel, state, values, digest.hexdigest())
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Length of axis 0 of the first tensor input, one without any."""
+    tensors = [
+        item for item in (*inputs[0], *inputs[1].values()) if isinstance(item, torch.Tensor) and item.dim()
+    ]
+    return int(tensors[0].shape[0]) if tensors else 1
+
+
+def _walk_training(
+    model: nn.Module, inputs: Inputs, rel: Relations, names: dict[str, str], values: Any
+) -> None:
+    """Auxiliary heads run in training only: let them follow, without counting their cost."""
+    rel.counting = False
+    model.train()
+    try:
+        program = _export(model, inputs)
+    except TraceFailed:
+        # Verification runs the training forward pass and freezes what breaks there.
+        return
+    finally:
+        model.eval()
+    _walk(program, rel, names, values, hashlib.sha256())
+
+
+def _state(model: nn.Module) -> tuple[dict[str, str], dict[str, torch.Tensor], dict[str, tuple[str, ...]]]:
+    """Every name -> the first name of the same tensor; tensors by first name; modules that hold each."""
+    names: dict[str, str] = {}
+    state: dict[str, torch.Tensor] = {}
+    first: dict[int, str] = {}
+    owners: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None:
+                continue
+            name = f"{path}.{leaf}" if path else leaf
+            main = first.setdefault(id(tensor), name)
+            names[name] = main
+            state.setdefault(main, tensor)
+            owners.setdefault(main, []).append(path)
+    return names, state, {name: tuple(paths) for name, paths in owners.items()}
+
+
+def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, inputs[0], inputs[1], strict=False)
+    except Exception as error:
+        raise TraceFailed(
+            f"the model cannot be traced{where(model, error)}: {short(error)} "
+            f"Allowed is a forward pass whose steps do not depend on the data. Take the branch out of the traced "
+            f"model, or give an example input that fits."
+        ) from error
+
+
+def where(model: nn.Module, error: BaseException) -> str:
+    """' in module X' for the innermost module whose forward pass raised, or nothing."""
+    path = failing_module(model, error)
+    return f" in module {path!r}" if path else ""
+
+
+def failing_module(model: nn.Module, error: BaseException) -> str:
+    """Path of the innermost module in the traceback, '' if there is none."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    found = ""
+    current: BaseException | None = error
+    while current is not None and not found:
+        step = current.__traceback__
+        while step is not None:
+            found = paths.get(id(step.tb_frame.f_locals.get("self")), "") or found
+            step = step.tb_next
+        current = current.__cause__ or current.__context__
+    return found
+
+
+def short(error: BaseException, limit: int = 200) -> str:
+    """First line of an error, with its type."""
+    lines = str(error).strip().splitlines() or [""]
+    text = f"{type(error).__name__}: {lines[0]}"
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if text.endswith((".", "!", "?")) else text + "."
+
+
+def _walk(
+    program: torch.export.ExportedProgram,
+    rel: Relations,
+    names: dict[str, str],
+    values: dict[str, Value],
+    digest: Any,
+) -> None:
+    signature = program.graph_signature
+    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    seen: dict[torch.fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        digest.update(f"{node.format_node()}\n".encode())
+        if node.op == "placeholder":
+            seen[node] = _placeholder(node, held, names, values)
+        elif node.op == "call_function":
+            seen[node] = _call(node, seen, rel)
+        elif node.op == "output":
+            for value in _values(torch.fx.node.map_arg(node.args, lambda n: seen[n])):
+                rel.lock_all(value, Why("output", "", "output of the network"))
+        elif node.op == "get_attr":
+            seen[node] = None
+
+
+def _placeholder(
+    node: torch.fx.Node, held: Mapping[str, str], names: dict[str, str], values: dict[str, Value]
+) -> Any:
+    if node.name in held:
+        return values[names[held[node.name]]]
+    fake = node.meta.get("val")
+    if isinstance(fake, torch.Tensor):
+        return Value(tuple(fake.shape), (None,) * fake.dim())
+    return fake
+
+
+def _call(node: torch.fx.Node, seen: dict[torch.fx.Node, Any], rel: Relations) -> Any:
+    if getattr(node.target, "__name__", "") == "getitem":
+        sequence, index = torch.fx.node.map_arg(node.args, lambda n: seen[n])
+        return sequence[index]
+    op = _operation(node, seen)
+    for value in op.values():
+        if value.source is not None:
+            rel.read.add(value.source)
+    results = rules.apply(op, rel)
+    if results:
+        adapters.apply(op, rel, results)
+    fake = node.meta.get("val")
+    if isinstance(fake, torch.Tensor):
+        return results[0]
+    if isinstance(fake, list | tuple):
+        remaining = iter(results)
+        return [next(remaining) if isinstance(item, torch.Tensor) else item for item in fake]
+    return fake
+
+
+def _operation(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> Operation:
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: seen[n])
+    schema = getattr(node.target, "_schema", None)
+    arguments: dict[str, object] = {}
+    if schema is None:
+        arguments = {str(i): item for i, item in enumerate(args)} | dict(kwargs)
+    else:
+        for position, argument in enumerate(schema.arguments):
+            if position < len(args):
+                arguments[argument.name] = args[position]
+            else:
+                arguments[argument.name] = kwargs.get(argument.name, argument.default_value)
+    fake = node.meta.get("val")
+    tensors = [
+        item
+        for item in (fake if isinstance(fake, list | tuple) else [fake])
+        if isinstance(item, torch.Tensor)
+    ]
+    scopes = _scopes(node)
+    return Operation(
+        name=_name(node.target),
+        target=str(node.target),
+        module=scopes[-1] if scopes else "",
+        scopes=scopes,
+        arguments=arguments,
+        shapes=tuple(tuple(int(n) for n in item.shape) for item in tensors),
+        pointwise=torch.Tag.pointwise in getattr(node.target, "tags", ()),
+    )
+
+
+def _name(target: Any) -> str:
+    packet = getattr(target, "overloadpacket", None)
+    if packet is None or target.namespace != "aten":
+        return str(target)
+    name = str(packet.__name__)
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def _scopes(node: torch.fx.Node) -> tuple[str, ...]:
+    # A second call of the same module is recorded as 'path@1'.
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple(path.split("@")[0] for path, _ in stack.values())
+
+
+def _values(found: Any) -> Iterator[Value]:
+    if isinstance(found, Value):
+        yield found
+    elif isinstance(found, Mapping):
+        for item in found.values():
+            yield from _values(item)
+    elif isinstance(found, Iterable) and not isinstance(found, str):
+        for item in found:
+            yield from _values(item)
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """An own copy in eval mode. Raises TraceFailed for a model without real weights or that cannot be copied."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise TraceFailed(
+                f"{name!r} has no shape yet (a lazy module). Run the model once on an example input before tracing."
+            )
+        if tensor.is_meta:
+            raise TraceFailed(
+                f"{name!r} is on the meta device and has no values. Load real weights before tracing."
+            )
+    try:
+        return copy.deepcopy(model).eval()
+    except Exception as error:
+        raise TraceFailed(
+            f"the model cannot be copied: {short(error)} Copying is how autoprune never touches it."
+        ) from error

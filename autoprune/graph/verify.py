@@ -1,0 +1,281 @@
+"""Prove a structure: cut copies at random and compare them with masked ones; freeze the groups that disagree.
+
+Module code with sizes written into Python shows itself here. All groups are tried at once; only when that fails are
+the culprits searched, by bisection. The model itself and the random state of the process are left alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from autoprune.graph import surgery, tracer
+from autoprune.graph.keeping import IntArray
+from autoprune.graph.labels import Why
+from autoprune.graph.parts import AxisPlan, FrozenGroup
+from autoprune.graph.structure import Structure
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+"""Largest allowed difference, relative to the largest output. float32 only where a model cannot run in float64."""
+
+Draw = Callable[[int, np.random.Generator], int]
+"""How many units of a group of that size to keep."""
+
+
+def verified(
+    structure: Structure, model: nn.Module, inputs: tracer.Inputs, hints: Mapping[str, Why]
+) -> Structure:
+    """Return the structure with every group that failed frozen, and the precision it was proven in.
+
+    hints: group name -> what is known to be fixed in Python code about it.
+    """
+    with torch.random.fork_rng(_devices(model)), torch.no_grad():
+        torch.manual_seed(0)
+        bench = Bench.build(model, inputs)
+        for draw in (_up_to_half, _to_one):
+            trial = _Trial(dataclasses.replace(structure, round_to=1), bench, draw)
+            structure = without(structure, _frozen(structure, trial.all_culprits(), hints))
+    return dataclasses.replace(structure, verified=bench.precision)
+
+
+def without(structure: Structure, frozen: Mapping[str, FrozenGroup]) -> Structure:
+    """The structure with these groups frozen."""
+    if not frozen:
+        return structure
+    stays = np.array([name not in frozen for name in structure.names])
+    unit_stays = np.repeat(stays, structure.sizes)
+    number = np.where(unit_stays, np.cumsum(unit_stays) - 1, -1).astype(np.int64)
+    axes = tuple(_renumbered(plan, number) for plan in structure.axes)
+    return dataclasses.replace(
+        structure,
+        names=tuple(name for name in structure.names if name not in frozen),
+        group_sizes=tuple(
+            size
+            for name, size in zip(structure.names, structure.group_sizes, strict=True)
+            if name not in frozen
+        ),
+        axes=tuple(plan for plan in axes if (plan.units >= 0).any()),
+        counters=tuple(_renumbered(plan, number) for plan in structure.counters),
+        frozen=(*structure.frozen, *frozen.values()),
+    )
+
+
+def _renumbered(plan: AxisPlan, number: IntArray) -> AxisPlan:
+    units = np.where(plan.units < 0, -1, number[plan.units]).astype(np.int64)
+    units.setflags(write=False)
+    return dataclasses.replace(plan, units=units)
+
+
+def _up_to_half(size: int, generator: np.random.Generator) -> int:
+    return size - int(generator.integers(1, max(2, size // 2 + 1)))
+
+
+def _to_one(size: int, generator: np.random.Generator) -> int:
+    """The narrowest model: shows code that treats an axis of length one differently."""
+    return 1
+
+
+def _frozen(
+    structure: Structure, problems: Mapping[str, Why], hints: Mapping[str, Why]
+) -> dict[str, FrozenGroup]:
+    frozen = {}
+    for name, problem in problems.items():
+        hint = hints.get(name)
+        reason = f"{hint.reason} ({problem.reason})" if hint else problem.reason
+        why = hint or problem
+        size = structure.group_sizes[structure.names.index(name)]
+        frozen[name] = FrozenGroup(name, size, why.operator, why.module or problem.module, reason)
+    return frozen
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A copy of the model on which errors show, and inputs for it. training is None when it cannot train on them."""
+
+    model: nn.Module
+    inputs: tracer.Inputs
+    training: tracer.Inputs | None
+    shapes: Any
+    precision: str
+
+    @staticmethod
+    def build(model: nn.Module, inputs: tracer.Inputs) -> Bench:
+        """In float64 where the model can, else in its own precision."""
+        own = copy.deepcopy(model).eval()
+        for precision in ("float64", "float32"):
+            dtype = getattr(torch, precision)
+            ready, given = own.to(dtype), _random_like(inputs, dtype)
+            try:
+                ready(*given[0], **given[1])
+            except Exception:
+                # Some module makes tensors of a fixed type; float32 is the type it was written for.
+                continue
+            break
+        _randomise(ready)
+        twice = _twice(given)
+        shapes = _train_shapes(ready, twice)
+        return Bench(ready, given, None if isinstance(shapes, Exception) else twice, shapes, precision)
+
+
+def _devices(model: nn.Module) -> list[torch.device]:
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
+
+
+def _random_like(inputs: tracer.Inputs, dtype: torch.dtype) -> tracer.Inputs:
+    def convert(item: Any) -> Any:
+        if isinstance(item, Tensor) and item.is_floating_point():
+            return item.to(dtype) + torch.randn(item.shape, dtype=dtype, device=item.device)
+        return item
+
+    result: tracer.Inputs = pytree.tree_map(convert, inputs)
+    return result
+
+
+def _twice(inputs: tracer.Inputs) -> tracer.Inputs:
+    """Two different samples for each: statistics over a batch of one do not exist."""
+
+    def convert(item: Any) -> Any:
+        if isinstance(item, Tensor) and item.dim():
+            return (
+                torch.cat([item, item + torch.randn_like(item)])
+                if item.is_floating_point()
+                else item.repeat_interleave(2, 0)
+            )
+        return item
+
+    result: tracer.Inputs = pytree.tree_map(convert, inputs)
+    return result
+
+
+def _randomise(model: nn.Module) -> None:
+    """Replace constant parameters: a scale of zero or equal biases would hide a wrong index."""
+    for name, parameter in model.named_parameters():
+        if (
+            not parameter.is_floating_point()
+            or parameter.numel() < 2
+            or not (parameter == parameter.flatten()[0]).all()
+        ):
+            continue
+        noise = torch.randn_like(parameter)
+        if parameter.dim() > 1:
+            parameter.copy_(noise / (parameter.numel() / parameter.shape[0]) ** 0.5)
+        elif name.endswith("bias"):
+            parameter.copy_(0.2 * noise)
+        else:
+            parameter.copy_(1 + 0.2 * noise)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            module.running_mean.normal_(0, 0.1)
+            assert module.running_var is not None
+            module.running_var.uniform_(0.5, 1.5)
+
+
+def _train_shapes(model: nn.Module, inputs: tracer.Inputs) -> Any:
+    """Shapes of a training pass, or the exception. Leaves statistics behind that fit, so that signals keep their size."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()
+    try:
+        return _shapes(model(*inputs[0], **inputs[1]))
+    except Exception as error:
+        return error
+    finally:
+        model.eval()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.add_(0.1 * torch.randn_like(norm.running_mean))
+                norm.running_var.mul_(0.8 + 0.4 * torch.rand_like(norm.running_var)).clamp_(min=1e-3)
+
+
+def _shapes(output: Any) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+class _Trial:
+    """Tries sets of groups; the same unit choice for a group in every set, so that bisection finds what failed."""
+
+    def __init__(self, structure: Structure, bench: Bench, draw: Draw) -> None:
+        generator = np.random.default_rng(0)
+        self.structure = structure
+        self.bench = bench
+        self.keep = {
+            name: np.sort(generator.choice(size, draw(size, generator), replace=False))
+            for name, size in zip(structure.names, structure.group_sizes, strict=True)
+        }
+
+    def all_culprits(self) -> dict[str, Why]:
+        """Groups that cannot be cut, until all others together can."""
+        found: dict[str, Why] = {}
+        while left := [name for name in self.structure.names if name not in found]:
+            new = self.culprits(left)
+            if not new:
+                break
+            found |= new
+        return found
+
+    def culprits(self, names: Sequence[str]) -> dict[str, Why]:
+        """Bisect: the groups of this set that fail alone, or all of a set that only fails together."""
+        problem = self.problem(names)
+        if problem is None:
+            return {}
+        if len(names) == 1:
+            return {names[0]: problem}
+        middle = len(names) // 2
+        found = self.culprits(names[:middle]) | self.culprits(names[middle:])
+        return found or dict.fromkeys(names, problem)
+
+    def problem(self, names: Sequence[str]) -> Why | None:
+        """What goes wrong when these groups are cut and all others kept."""
+        keep = {name: self.keep[name] for name in names}
+        small = surgery.cut(self.bench.model, self.structure.selection(keep))
+        try:
+            cut = self._run(small)
+            problem = self._difference(cut, self._run(self.structure.mask(self.bench.model, keep)))
+            return problem or self._training_problem(small)
+        except Exception as error:
+            return Why("verification", tracer.failing_module(small, error), tracer.short(error))
+
+    def _run(self, model: nn.Module) -> list[Tensor]:
+        args, kwargs = self.bench.inputs
+        return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
+    def _difference(self, cut: list[Tensor], masked: list[Tensor]) -> Why | None:
+        if _shapes(cut) != _shapes(masked):
+            return Why(
+                "verification", "", f"outputs of shape {_shapes(cut)} after the cut, {_shapes(masked)} before"
+            )
+        for small, full in zip(cut, masked, strict=True):
+            error = relative_error(small, full)
+            if not error <= TOLERANCE[self.bench.precision]:
+                return Why("verification", "", f"cut and masked outputs differ by {error:.1e} of the largest")
+        return None
+
+    def _training_problem(self, small: nn.Module) -> Why | None:
+        if self.bench.training is None:
+            return None
+        small.train()
+        args, kwargs = self.bench.training
+        if _shapes(small(*args, **kwargs)) != self.bench.shapes:
+            return Why("verification", "", "training outputs change their shapes")
+        return None
+
+
+def relative_error(small: Tensor, full: Tensor) -> float:
+    """Largest difference, relative to the largest value of `full`; NaN if any value is not finite."""
+    if not small.numel():
+        return 0.0
+    if not small.is_floating_point():
+        return float((small != full).any())
+    difference, largest = float((small - full).abs().max()), float(full.abs().max())
+    return difference / largest if largest else difference

@@ -1,4 +1,4 @@
-"""What a study says about its model, data, task and base training: pure data, read without importing torch."""
+"""What a study says of its model, data, task and base training: pure data, read without importing torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelSpec(Spec):
 
 
 class TaskSpec(Spec):
-    """What is learned: the loss and the metric. Without functions: classification by cross entropy and accuracy."""
+    """What is learned. Without functions: classification, by cross entropy and accuracy."""
 
     loss: str | None = Field(
         default=None, description="package.module:function(output, targets) -> mean loss"

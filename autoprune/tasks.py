@@ -26,8 +26,9 @@ _IGNORED = -100  # the target that torch's cross entropy leaves out
 class Task:
     """Loss and metric of a model's output.
 
-    loss(output, targets) -> scalar, the mean over samples. metric(output, targets) -> (sum of scores, how many),
-    where more is better; numbers or 0-d tensors. classification: the output holds one logit per class.
+    loss(output, targets) -> scalar, the mean over samples.
+    metric(output, targets) -> (sum of scores, how many), numbers or 0-d tensors; more is better.
+    classification: the output holds one logit per class.
     """
 
     loss: Loss
@@ -79,7 +80,7 @@ def _correct(output: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits in a model's output: a tensor, the first of a tuple, `logits` or `out` by key or attribute.
+    """Return the logits in an output: a tensor, the first of a tuple, "logits" or "out" of a mapping, .logits
 
     Raises BadData for anything else.
     """
@@ -93,8 +94,9 @@ def logits_of(output: Any) -> Tensor:
     if not isinstance(found, Tensor):
         keys = f" with keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
         raise BadData(
-            f"no logits in the model's output, a {type(output).__name__}{keys}. Allowed: a tensor, a tuple beginning "
-            "with one, a mapping or object with 'logits' or 'out'; or give the task a loss and a metric."
+            f"no logits in the model's output, a {type(output).__name__}{keys}. Allowed: a tensor, a "
+            "tuple beginning with one, a mapping with 'logits' or 'out', an object with .logits; or a task with its "
+            "own loss and metric."
         )
     return found
 
@@ -137,7 +139,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate on a split, or on the same `limit` samples of it each time (see `Split.batches`).
 
-    device: where batches go, and the model too when given; None for where the model is. The modes of the modules
+    device: moves the model and takes the batches; None leaves the model where it is. The modes of its modules
     stay as they were. Raises BadData for an empty split.
     """
     if device is not None:
@@ -203,7 +205,7 @@ def _check_range(labels: Tensor, width: int, where: str) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= width:
         raise BadData(
-            f"the {where} has labels from {low} to {high}; with {width} logits they must lie in 0..{width - 1}."
+            f"the {where} has labels from {low} to {high}; for {width} logits they must be 0..{width - 1}."
         )
 
 

@@ -59,10 +59,10 @@ def train(
     on_step: OnStep | None = None,
     deadline: float | None = None,
 ) -> TrainingReport:
-    """Train a model in place on exactly `samples` samples, pass after pass over the split; leave it in eval mode.
+    """Train a model in place on exactly `samples` samples, pass after pass; leave it in eval mode.
 
     optimizer: sgd is with Nesterov momentum; adamw takes `momentum` as its first beta.
-    schedule: cosine falls to zero at the last sample; warmup_fraction of the samples has a linearly rising rate.
+    schedule: cosine falls to zero at the last sample; for warmup_fraction of them the rate rises linearly.
     loss(model, inputs, targets): instead of the task's; label_smoothing then has no effect.
     device: moves the model; None trains it where it is. mixed_precision: bfloat16 autocast.
     decay_all: also decay biases and norm parameters (tensors of one axis), which is off.
@@ -96,7 +96,7 @@ def train(
             done, steps = done + size, steps + 1
             recent.append(value.detach())
             if on_step is not None:
-                on_step(done, float(value))
+                on_step(done, float(recent[-1]))
             if steps % _CHECK_EVERY == 0:
                 _check_finite(recent, done, lr)
             if deadline is not None and time.monotonic() > deadline:
@@ -112,7 +112,7 @@ def task_loss(task: Task) -> ModelLoss:
 
 @contextmanager
 def out_of_memory_fails(what: str) -> Iterator[None]:
-    """Turn running out of memory, on the CPU or an accelerator, into OutOfMemory, which fails one trial only."""
+    """Turn running out of memory, on CPU or accelerator, into OutOfMemory, which fails one trial only."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -176,7 +176,9 @@ def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
     # dropout draws from the global generators, which must be as before afterwards
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive_seed(seed, "dropout"))
+        torch.default_generator.manual_seed(derive_seed(seed, "dropout"))
+        if devices:
+            torch.cuda.default_generators[device.index or 0].manual_seed(derive_seed(seed, "dropout"))
         yield
 
 

@@ -1,69 +1,77 @@
-"""The rooms know only what stands below them, and the package starts without heavy imports."""
-
 from __future__ import annotations
 
-import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import autoprune
-from autoprune import rooms
-
-PACKAGE = Path(autoprune.__file__).parent
-# From the bottom up. What is in one layer may import its own layer and those before it.
-LAYERS = (
-    {"errors", "fields", "rooms", "seeds", "specs", "imports", "files", "normalisation", "modules", "shipped"},
-    {"data", "tasks", "models", "training", "graph"},
-    {"cost", "evidence"},
-    set(rooms.ROOMS),
-    {"recipe", "presets"},
-    {"compressed", "base", "repair", "trial"},
-    {"artefact", "export"},
-    {"search"},
-    {"study"},
-    {"report"},
-    {"api"},
-    {"cli"},
-)
+from autoprune.errors import BadInput, UnknownName
+from autoprune.imports import call, is_reference, resolve
 
 
-def layer_of(name: str) -> int:
-    return next(i for i, names in enumerate(LAYERS) if name in names)
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
 
 
-def imported(path: Path, *, at_load: bool) -> set[str]:
-    """Return the second parts of the autoprune modules that a file imports, type checking left out."""
-    tree = ast.parse(path.read_text())
-    top = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)] if at_load else ast.walk(tree)
-    found = set[str]()
-    for node in top:
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("autoprune"):
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-    return found
+def test_resolve_finds_a_module_in_the_current_directory(here: Path) -> None:
+    (here / "neighbour_one.py").write_text("def make():\n    return 3\n")
+    assert resolve("neighbour_one:make", "model")() == 3
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_one_way(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if own in ("__init__", "__main__", "_shipped"):
-        return
-    above = {name for name in imported(path, at_load=True) if layer_of(name) > layer_of(own)}
-    assert not above, f"{path.relative_to(PACKAGE)} imports {sorted(above)}, which stand above {own}"
+def test_resolve_names_the_missing_module(here: Path) -> None:
+    with pytest.raises(UnknownName, match="no module 'no_such_module'"):
+        resolve("no_such_module.deep:make", "model")
 
 
-@pytest.mark.parametrize("room", rooms.ROOMS)
-def test_no_method_imports_another(room: str) -> None:
-    for path in (PACKAGE / room).glob("[!_]*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"autoprune.{room}."):
-                assert (node.module or "").split(".")[2].startswith("_"), f"{path.name} imports {node.module}"
+def test_resolve_suggests_the_nearest_function(here: Path) -> None:
+    (here / "neighbour_two.py").write_text("def make_model():\n    return 3\n")
+    with pytest.raises(UnknownName, match=r"Did you mean 'neighbour_two\.make_model'"):
+        resolve("neighbour_two:make_modle", "model")
 
 
-def test_package_and_command_line_start_without_torch() -> None:
-    code = "import sys, autoprune, autoprune.cli; print([m for m in ('torch', 'optuna', 'ray') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert done.stdout.strip() == "[]"
+def test_resolve_tells_an_import_that_fails_inside_the_module(here: Path) -> None:
+    (here / "neighbour_three.py").write_text("import no_such_dependency\n")
+    with pytest.raises(
+        BadInput, match="importing neighbour_three failed: No module named 'no_such_dependency'"
+    ):
+        resolve("neighbour_three:make", "data")
+
+
+def test_resolve_tells_what_a_module_raised(here: Path) -> None:
+    (here / "neighbour_four.py").write_text("1 / 0\n")
+    with pytest.raises(BadInput, match="ZeroDivisionError: division by zero"):
+        resolve("neighbour_four:make", "data")
+
+
+def test_resolve_refuses_what_cannot_be_called() -> None:
+    with pytest.raises(BadInput, match="is a str, which cannot be called"):
+        resolve("os:sep", "model")
+
+
+@pytest.mark.parametrize("reference", ["os", "os:", ":path", "a b:c", "os:path:join"])
+def test_resolve_refuses_another_form(reference: str) -> None:
+    assert not is_reference(reference)
+    with pytest.raises(BadInput, match="is not of the form"):
+        resolve(reference, "model")
+
+
+def test_call_tells_what_a_function_takes() -> None:
+    def make(width: int, *, depth: int = 1) -> int:
+        return width * depth
+
+    assert call(make, {"width": 2}, "model 'x'") == 2
+    with pytest.raises(
+        BadInput, match=r"model 'x': missing a required argument: 'width'\. It takes: width, depth\."
+    ):
+        call(make, {"widht": 2}, "model 'x'")
+
+
+def test_call_tells_what_a_function_raised() -> None:
+    def make() -> None:
+        raise OSError("disk is full")
+
+    with pytest.raises(BadInput, match="model 'x' raised OSError: disk is full"):
+        call(make, {}, "model 'x'")

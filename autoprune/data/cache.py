@@ -28,7 +28,7 @@ def cache_folder() -> Path:
 def cached_images(
     key: str, count: int, decode: Callable[[int], Tensor], progress: Progress | None = None
 ) -> Tensor:
-    """Return (count, C, H, W) uint8, mapped from the cache file of this key, written first where it is missing.
+    """Return (count, C, H, W) uint8, mapped from the cache file of this key, written first if missing.
 
     decode(i) -> (C, H, W) uint8. progress(done, count) is called now and then while decoding.
     Of several processes that need the same file, one decodes and the others wait.
@@ -52,14 +52,14 @@ def _write(path: Path, count: int, decode: Callable[[int], Tensor], progress: Pr
             image = decode(index)
             if image.shape != first.shape:
                 raise BadData(
-                    f"images differ in size or channels: image 0 has (C, H, W) {tuple(first.shape)}, image {index} "
-                    f"{tuple(image.shape)}. Set data.size to resize them."
+                    f"images differ in size or channels: image 0 has (C, H, W) {tuple(first.shape)}, "
+                    f"image {index} {tuple(image.shape)}. Set data.size to resize them."
                 )
             array[index] = image.numpy()
             if progress is not None and (index % 1000 == 999 or index + 1 == count):
                 progress(index + 1, count)
         array.flush()
-        with open(temporary, "rb+") as file:
+        with Path(temporary).open("rb+") as file:
             os.fsync(file.fileno())
         Path(temporary).replace(path)
     finally:

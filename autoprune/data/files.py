@@ -21,7 +21,7 @@ _LAYOUT = "Expected <class>/<image>, or train/<class>/<image> with test/ or val/
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image: its path below the root, and its size in bytes with its checksum or time of change."""
+    """One image: path below the root, size in bytes with checksum or time of change, class."""
 
     path: str
     stamp: tuple[int, ...]
@@ -29,7 +29,7 @@ class ImageFile:
 
 
 class ImageStore:
-    """Opens images by path below a root, which is a folder or a .zip file. Can be pickled to other processes."""
+    """Opens images by path below a root, a folder or a .zip file. Pickles into other processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -147,7 +147,7 @@ def _is_image(path: str) -> bool:
 
 
 def _folder_stamps(root: Path) -> dict[str, tuple[int, ...]]:
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for folder, _, names in os.walk(root, followlinks=True):
         for name in names:
             path = Path(folder, name)

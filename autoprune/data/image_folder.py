@@ -27,7 +27,7 @@ class _Opener:
 
 
 def build_image_folder(spec: DataSpec, progress: Progress | None = None) -> Data:
-    """Return the data of `spec.root`. Raises BadData for a missing root or another layout than `read_layout` takes."""
+    """Return the data of `spec.root`. Raises BadData where it is missing or `read_layout` cannot read it."""
     store = ImageStore(expand_path(spec.root or "", "data.root"))
     layout = read_layout(store)
     train = _image_set(store, layout.train)
@@ -44,7 +44,7 @@ def _image_set(store: ImageStore, files: tuple[ImageFile, ...]) -> ImageSet:
 
 
 def _content(store: ImageStore, files: tuple[ImageFile, ...]) -> str:
-    """Fingerprint names, sizes and a few whole files: the same for a copy, and for a folder and its archive."""
+    """Fingerprint names, sizes and a few whole files: the same for a copy, a folder and its archive."""
     names = [("/".join(file.path.split("/")[-2:]), file.stamp[0]) for file in files]
     step = max(1, len(files) // _READ_WHOLE)
     contents = [store.read(file.path) for file in files[::step]]

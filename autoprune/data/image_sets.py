@@ -1,4 +1,4 @@
-"""Labelled images as splits: decoded into the cache or read one by one, resized, split off a validation part."""
+"""Labelled images as splits: decoded into the cache or read one by one, a validation part split off."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from autoprune.specs import DataSpec
 class ImageSet:
     """Labelled images that can be opened by number.
 
-    key: of the cache of this machine, changes when any file does. fingerprint: of the content, for every machine.
+    key: of this machine's cache, changes when any file does. fingerprint: of the content, on any machine.
     """
 
     open: Callable[[int], Image.Image]
@@ -76,7 +76,7 @@ def image_data(
     num_classes: int,
     progress: Progress | None = None,
 ) -> Data:
-    """Return the data of image sets; without a validation set a part of train is split off, class by class."""
+    """Return the data of image sets; without a validation set a part of train is split off by class."""
     whole = _split(spec, train, progress)
     if validation is None:
         kept, held = stratified_split(train.labels, spec.validation_fraction, spec.seed)
@@ -114,6 +114,7 @@ def _collate(samples: list[Any]) -> tuple[Tensor, Tensor]:
     shapes = sorted({tuple(image.shape) for image, _ in samples})
     if len(shapes) > 1:
         raise BadData(
-            f"images differ in size or channels: (C, H, W) {shapes[0]} and {shapes[1]}. Set data.size to resize them."
+            f"images differ in size or channels: (C, H, W) {shapes[0]} and {shapes[1]}. "
+            "Set data.size to resize them."
         )
     return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])

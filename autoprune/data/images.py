@@ -21,7 +21,7 @@ class ImagePreparation:
     augment: Augment = "none"
 
     def __call__(self, images: Tensor, draws: torch.Generator | None) -> Tensor:
-        """Return (N, C, H, W) float32 from (N, C, H, W) uint8 or float. Raises BadData for another channel count."""
+        """Return (N, C, H, W) float32. Raises BadData when mean and std are of other channels."""
         if draws is not None and self.augment == "crop_flip":
             images = crop_flip(images, padding_of(images), draws)
         elif draws is not None and self.augment == "flip":

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from autoprune.seeds import derive_seed
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 Batch = tuple[Any, Any]
-# Turns the stored inputs of a batch into what the model takes; a generator asks for augmentation drawn from it.
+# From the stored inputs of a batch to what the model takes; a generator asks for augmentation drawn from it.
 Prepare = Callable[[Tensor, torch.Generator | None], Tensor]
 
 _SUBSET_SEED = 0  # of the fixed permutation behind `limit` without a seed
@@ -38,7 +39,7 @@ class Split(ABC):
 
     @abstractmethod
     def labels(self) -> Tensor | None:
-        """Return the class of every sample, (N,) int64, or None where that is not known without reading all."""
+        """Return the class of every sample, (N,) int64, or None where only reading all would tell."""
 
     @abstractmethod
     def subset(self, indices: Tensor) -> Split:
@@ -68,9 +69,9 @@ class Split(ABC):
 
         seed: None keeps the stored order (often sorted by class: statistics of batches want a seed),
         an int shuffles, and augmentation is drawn from it too. The same seed gives the same batches.
-        limit: at most that many samples. With a seed they are a random subset, drawn anew for each seed; without
-        one they are the first of a fixed permutation, so that they mix the classes and a smaller limit is a part
-        of a larger one.
+        limit: at most that many samples. With a seed they are a random subset, another for each seed; without
+        one they are the first of a fixed permutation, which mixes the classes: a smaller limit is a part of a
+        larger one.
         augment: as training does, where the split has an augmentation; needs a seed.
         """
         count = len(self) if limit is None else min(limit, len(self))
@@ -80,14 +81,15 @@ class Split(ABC):
             order = torch.randperm(len(self), generator=_generator(_SUBSET_SEED, "subset"))
         else:
             order = torch.arange(len(self))
-        chunks = order[:count].split(batch_size) if count else ()
+        chunks = torch.split(order[:count], batch_size) if count else ()
         return self.gather(chunks, seed=seed, augment=augment, device=device)
 
 
 class TensorSplit(Split):
     """Samples held in tensors, (N, ...) each; a memory map serves as well.
 
-    indices: the samples of this split, (M,), or None for all. prepare: see `Prepare`; only for single tensors.
+    indices: the samples of this split, (M,), or None for all.
+    prepare: see `Prepare`; only for inputs that are a single tensor.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class TensorSplit(Split):
         draws = _augmentation_generator(seed, augment)
         for index in index_batches:
             rows = self._indices[index]
-            inputs = map_tensors(self._inputs, lambda t, rows=rows: t[rows].to(device, non_blocking=True))
+            inputs = map_tensors(self._inputs, partial(_take, rows=rows, device=device))
             if self._prepare is not None:
                 inputs = self._prepare(inputs, draws)
             yield inputs, self._targets[rows].to(device, non_blocking=True)
@@ -244,8 +246,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Yield shuffled batches, pass after pass, until exactly `samples` samples were drawn.
 
-    A batch may reach over the end of a pass, so only the last can be smaller. A remainder of one sample joins the
-    batch before it, because batch norm cannot train on one. Raises BadData for an empty split.
+    A batch may reach over the end of a pass, so only the last can be smaller. A remainder of one sample joins
+    the batch before it, because batch norm cannot train on one. Raises BadData for an empty split.
     """
     if batch_size < 2 or samples < 2:
         raise ValueError(
@@ -277,7 +279,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     """
     generator = _generator(seed, "stratified")
     held = []
-    for label in labels.unique().tolist():
+    for label in torch.unique(labels).tolist():
         members = (labels == label).nonzero().flatten()
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held.append(members[torch.randperm(len(members), generator=generator)[:count]])
@@ -297,7 +299,7 @@ def _complement(held: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def labels_of(dataset: Any) -> Tensor | None:
-    """Return the class of every sample of a torch data set, (N,) int64, when it can tell without reading them."""
+    """Return the class of every sample of a torch data set, (N,) int64, or None where it cannot tell."""
     if isinstance(dataset, Subset):
         inner = labels_of(dataset.dataset)
         return None if inner is None else inner[torch.as_tensor(list(dataset.indices))]
@@ -338,6 +340,10 @@ def isolated_random_state(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def _take(tensor: Tensor, rows: Tensor, device: torch.device | str | None) -> Tensor:
+    return tensor[rows].to(device, non_blocking=True)
 
 
 def _as_arguments(inputs: Any) -> Any:

@@ -51,7 +51,7 @@ class _Opener:
     dataset: Any
 
     def __call__(self, index: int) -> Image.Image:
-        image = self.dataset[index][0]
+        image: Image.Image = self.dataset[index][0]
         return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 

@@ -25,14 +25,15 @@ from autoprune.specs import DataSpec
 
 _KEYS = ("train", "validation", "test", "num_classes")
 _ALLOWED = (
-    "Allowed: an autoprune.data.Data; or a mapping with 'train', and if wanted 'validation', 'test', 'num_classes', "
-    "whose splits are map-style torch data sets, pairs of tensors (inputs, targets), or autoprune.data.Split."
+    "Allowed: an autoprune.data.Data; or a mapping with 'train', and if wanted 'validation', 'test', "
+    "'num_classes'. A split is a map-style torch data set, a pair of tensors (inputs, targets), or an "
+    "autoprune.data.Split."
 )
 _READ_WHOLE = 16
 
 
 def build_user_data(spec: DataSpec) -> Data:
-    """Call `package.module:function(**arguments)` and return what it gives as Data. Raises BadInput, BadData."""
+    """Call `package.module:function(**arguments)` and return what it gives as Data. Raises BadInput."""
     found = call(resolve(spec.name, "data"), spec.arguments, f"data {spec.name!r}")
     if isinstance(found, Data):
         return found

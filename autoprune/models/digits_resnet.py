@@ -1,13 +1,14 @@
 """A small residual network for 8x8 images, made for the embedded digits.
 
-Three stages of one basic block each, 16/32/64 channels wide, the second and third at half the resolution, with
-batch norm and 1x1 projection shortcuts (He et al., CVPR 2016, option B). For ten classes 77,754 parameters.
+Three stages of one basic block each, 16/32/64 channels wide, the second and third at half the resolution,
+with batch norm and 1x1 projection shortcuts (He et al., CVPR 2016, option B). 77,754 parameters, 1.53 MFLOPs
+for ten classes.
 """
 
 from __future__ import annotations
 
-from torch.nn.functional import relu
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
 
 class _Block(nn.Module):

@@ -2,8 +2,8 @@
 
 Two 5x5 convolutions (6 and 16 channels, the first padded by 2), each followed by pooling, then linear layers
 120, 84 and the classes: 61,706 parameters for ten.
-Departs from the paper, as is usual today: ReLU, max pooling, full connections between the convolutions and a plain
-linear output.
+Departs from the paper, as is usual today: ReLU, max pooling, full connections between the convolutions and a
+plain linear output.
 """
 
 from __future__ import annotations

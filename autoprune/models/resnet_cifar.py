@@ -1,9 +1,9 @@
-"""Residual networks for 32x32 images with 20, 32, 44, 56 or 110 layers. He et al., CVPR 2016, arXiv 1512.03385.
+"""Residual networks for 32x32 images with 20, 32, 44, 56 or 110 layers. He et al., CVPR 2016.
 
-Section 4.2: a 3x3 convolution, three stages of n basic blocks 16/32/64 wide with 6n + 2 layers in all, global
-average pooling and one linear layer. Shortcuts have no parameters (option A): a block that widens takes every
-second pixel of its input and pads the new channels with zeros.
-Departs from the paper: half of the zeros go before the old channels and half behind, as published weights have it.
+arXiv 1512.03385, section 4.2: a 3x3 convolution, three stages of n basic blocks 16/32/64 wide (6n + 2 layers
+in all), global average pooling and one linear layer. Shortcuts have no parameters (option A): a block that
+widens takes every second pixel of its input and pads the new channels with zeros.
+Departs from the paper: half of the zeros go before the old channels, half behind, as published weights want.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
-DEPTHS = (20, 32, 44, 56, 110)
 _WIDTHS = (16, 32, 64)
 
 

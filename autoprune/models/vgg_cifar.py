@@ -1,7 +1,7 @@
 """VGG-16 with batch norm for 32x32 images, as pruning papers use it. Simonyan and Zisserman, arXiv 1409.1556.
 
-Thirteen 3x3 convolutions (313,196,544 MACs) with batch norm and five poolings down to 1x1, then two linear layers
-(512 -> 512 -> classes) as in Li et al., arXiv 1608.08710: 15.0 M parameters.
+Thirteen 3x3 convolutions (313,196,544 MACs) with batch norm and five poolings down to 1x1, then two linear
+layers (512 -> 512 -> classes) as in Li et al., arXiv 1608.08710: 15.0 M parameters.
 """
 
 from __future__ import annotations

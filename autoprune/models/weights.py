@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ _OPTIONAL = ".num_batches_tracked"
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a .safetensors file or a checkpoint that `torch.save` wrote, every tensor of it.
 
-    A state dict may lie under "state_dict", "model" or "model_state_dict", and its names may begin with "module.".
+    A state dict may lie under "state_dict", "model" or "model_state_dict"; names may begin with "module.".
     Raises BadInput when the file is missing, is no such file, or holds other names or shapes than the model.
     """
     loaded = _plain_names(read_tensors(path))
@@ -49,10 +48,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _torch_load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can make the unpickler raise anything
         raise BadInput(
-            f"weights {path} cannot be read: it is damaged, or holds more than tensors, which is never unpickled. "
-            "Save model.state_dict(), not the model; or a .safetensors file."
+            f"weights {path} cannot be read: the file is damaged, or holds more than tensors, which is never "
+            "unpickled. Save model.state_dict(), not the model; or a .safetensors file."
         ) from error
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from autoprune.data import Data
 from autoprune.data.split import isolated_random_state
 from autoprune.errors import LossNotFinite, NotApplicable
-from autoprune.files import atomic_path
+from autoprune.files import replacing
 from autoprune.graph import Group, Place, Role, Structure
 from autoprune.seeds import derive_seed
 from autoprune.tasks import Task, forward
@@ -92,7 +92,7 @@ class ModelEvidence:
     def slices(self, place: Place) -> Tensor:
         """Return the values (C, K) that belong to each unit at one place, float64, K entries flattened."""
         values = self._tensors[place.tensor].detach().double().movedim(place.axis, 0)
-        indices_CM = torch.from_numpy(place.indices).to(values.device)
+        indices_CM = torch.tensor(place.indices, device=values.device)
         return values[indices_CM].flatten(1)
 
     def gate_gradients(self, group: Group) -> Tensor:
@@ -144,8 +144,7 @@ class ModelEvidence:
         path = self._file(kind)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
+        with replacing(path) as temporary:
             tensors = {name: value.cpu().contiguous() for name, value in gathered.items()}
             save_file(tensors, temporary, metadata={"stamp": self._stamp()})
 
@@ -208,7 +207,7 @@ def _weight_times_gradient(parameter: Tensor, axis: int) -> Tensor:
 
 
 def _per_unit(values: Tensor, place: Place) -> Tensor:
-    indices_CM = torch.from_numpy(place.indices).to(values.device)
+    indices_CM = torch.tensor(place.indices, device=values.device)
     return values[indices_CM].sum(dim=1)
 
 

@@ -135,11 +135,13 @@ class _Plan:
         if not self._wanted or self._low_rank is None:
             return {}
         widths_L2 = self._structure.layer_widths(counts_G)
+        dense_L = self._structure.layer_flops(counts_G)
         ranks = {}
         for i, fraction in self._wanted.items():
-            n_in, n_out = (int(n) for n in widths_L2[i])
-            full = self._low_rank.full_rank(self._structure.layers[i], n_in, n_out)
-            ranks[i] = max(1, int(fraction**strength * full + 1e-9))
+            layer, n_in, n_out = self._structure.layers[i], int(widths_L2[i][0]), int(widths_L2[i][1])
+            neutral = float(dense_L[i]) / self._low_rank.flops(layer, n_in, n_out, 1)
+            full = self._low_rank.full_rank(layer, n_in, n_out)
+            ranks[i] = max(1, min(full, int(fraction**strength * neutral + 1e-9)))
         return ranks
 
     def _state(self, counts_G: Counts, ranks: Mapping[int, int], remainder_G: NDArray[np.float64]) -> _State:
@@ -192,7 +194,7 @@ class _Plan:
         state = met
         for i in order:
             counts_G = state.counts.copy()
-            counts_G[i] = self._next_up(i, counts_G[i])
+            counts_G[i] = self._next_up(i, int(counts_G[i]))
             state = self._better(state, counts_G, state.ranks)
         for i in self._wanted:
             if i in state.ranks:

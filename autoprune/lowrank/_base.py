@@ -25,7 +25,10 @@ class LowRank(Method):
 
     @abstractmethod
     def rank_fractions(self, layers: Sequence[Layer]) -> dict[str, float]:
-        """Return the wanted rank fraction (0 to 1] of every eligible layer; 1 leaves a layer as it is."""
+        """Return the wanted rank fraction, in (0, 1], of every eligible layer; 1 leaves a layer as it is.
+
+        Relative to the rank at which the factorised layer costs as many FLOPs as the layer itself.
+        """
 
     @abstractmethod
     def full_rank(self, layer: Layer, n_in: int, n_out: int) -> int:

@@ -39,12 +39,12 @@ class Svd(LowRank):
     """Split a layer into two by the singular vectors of its weight."""
 
     rank_fraction: float | Mapping[str, float] = per_item(
-        0.3,
+        0.5,
         of="layer",
         valid=(0.001, 1.0),
-        search=(0.05, 1.0),
+        search=(0.2, 1.0),
         unmatched=1.0,
-        help="rank relative to the full rank; 1 leaves the layer as it is",
+        help="rank relative to that at which the two cost as much as the layer; 1 leaves it as it is",
     )
     scheme: str = choice(
         "spatial",

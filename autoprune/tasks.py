@@ -95,8 +95,8 @@ def logits_of(output: Any) -> Tensor:
         keys = f" with keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
         raise BadData(
             f"no logits in the model's output, a {type(output).__name__}{keys}. Allowed: a tensor, a "
-            "tuple beginning with one, a mapping with 'logits' or 'out', an object with .logits; or a task with its "
-            "own loss and metric."
+            "tuple beginning with one, a mapping with 'logits' or 'out', an object with .logits; or give the "
+            "task a loss and a metric of its own."
         )
     return found
 

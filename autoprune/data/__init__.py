@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from autoprune.specs import DataSpec
 
 if TYPE_CHECKING:
-    from autoprune.data.build import build_data, known_data
+    from autoprune.data.build import as_data, build_data, known_data
     from autoprune.data.split import Data, DatasetSplit, Split, TensorSplit, training_batches
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "DatasetSplit",
     "Split",
     "TensorSplit",
+    "as_data",
     "build_data",
     "known_data",
     "training_batches",
@@ -24,7 +25,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Reading a spec must not import torch.
-    if name in ("build_data", "known_data"):
+    if name in ("as_data", "build_data", "known_data"):
         from autoprune.data import build
 
         return getattr(build, name)

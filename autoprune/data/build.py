@@ -10,7 +10,8 @@ from autoprune.data.digits import build_digits
 from autoprune.data.image_folder import build_image_folder
 from autoprune.data.split import Data
 from autoprune.data.torchvision_sets import NAMES, build_torchvision
-from autoprune.data.user import build_user_data
+from autoprune.data.user import build_user_data, data_of
+from autoprune.errors import BadData
 from autoprune.specs import DataSpec, as_spec
 
 
@@ -32,3 +33,17 @@ def build_data(spec: DataSpec | Mapping[str, Any], progress: Progress | None = N
     if spec.kind == "function":
         return build_user_data(spec)
     return build_torchvision(spec, progress)
+
+
+def as_data(data: Data | Mapping[str, Any]) -> Data:
+    """Return data as such, from a mapping of splits (see `autoprune.data.user`), or from a mapping that is a spec.
+
+    Raises BadInput (UnknownName, BadData).
+    """
+    if isinstance(data, Data):
+        return data
+    if not isinstance(data, Mapping):
+        raise BadData(
+            f"data is a {type(data).__name__}; give a Data, or a mapping with 'train', or a data spec."
+        )
+    return data_of(data, DataSpec(name="given")) if "train" in data else build_data(data)

@@ -89,9 +89,17 @@ def test_functions_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert len(build_data({"name": "my_data:mapping", "arguments": {"count": 20}}).train) == 18
     assert isinstance(build_data({"name": "my_data:whole"}), Data)
-    with pytest.raises(BadData, match="returned a int. Allowed: an autoprune"):
+    with pytest.raises(BadData, match=r"returned a int\. Allowed: an autoprune"):
         build_data({"name": "my_data:wrong"})
     with pytest.raises(UnknownName, match=r"Did you mean 'my_data\.whole'"):
         build_data({"name": "my_data:wole"})
     with pytest.raises(BadInput, match="It takes: count"):
         build_data({"name": "my_data:mapping"})
+
+
+def test_data_comes_in_three_forms() -> None:
+    data = as_data({"train": PAIRS})
+    assert as_data(data) is data
+    assert as_data({"name": "digits"}).num_classes == 10
+    with pytest.raises(BadData, match="data is a TensorDataset; give a Data"):
+        as_data(PAIRS)  # type: ignore[arg-type]

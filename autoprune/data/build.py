@@ -36,7 +36,7 @@ def build_data(spec: DataSpec | Mapping[str, Any], progress: Progress | None = N
 
 
 def as_data(data: Data | Mapping[str, Any]) -> Data:
-    """Return data as such, from a mapping of splits (see `autoprune.data.user`), or from a mapping that is a spec.
+    """Return data as such, from a mapping of splits (see `data.user`), or from a mapping that is a spec.
 
     Raises BadInput (UnknownName, BadData).
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from autoprune.data import Data, DatasetSplit, DataSpec, TensorSplit, build_data
+from autoprune.data import Data, DatasetSplit, DataSpec, TensorSplit, as_data, build_data
 from autoprune.data.user import data_of
 from autoprune.errors import BadData, BadInput, UnknownName
 

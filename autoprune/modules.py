@@ -19,6 +19,6 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     if name not in known:
         raise unknown_name("module", name, filter(None, known))
     old = known[name]
-    places = [(p, key) for p in model.modules() for key, child in p.named_children() if child is old]
+    places = [(p, key) for p in model.modules() for key, child in p._modules.items() if child is old]
     for parent, key in places:
         setattr(parent, key, module)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class LowRank(Method):
     """Replaces a layer by a product of thinner ones.
 
-    Widths `n_in`, `n_out` are those of the layer after channels were cut; FLOPs are 2 x MACs for batch 1, summed over
-    all calls of the layer.
+    Widths `n_in`, `n_out` are those of the layer after channels were cut; FLOPs are 2 x MACs for batch 1,
+    summed over all calls of the layer.
     """
 
     room: ClassVar[str] = "lowrank"
@@ -44,7 +44,7 @@ class LowRank(Method):
 
     @abstractmethod
     def skeleton(self, module: nn.Module, rank: int) -> nn.Module:
-        """Return the factorised layer for a conv or linear module, weights not yet set, same device and dtype."""
+        """Return the factorised layer of a module, weights not yet set, on its device and in its dtype."""
 
     @abstractmethod
     def factor(self, module: nn.Module, rank: int) -> nn.Module:

@@ -17,15 +17,20 @@ Axes = tuple[bool, ...]
 
 
 def truncated_svd(matrix_MN: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return float64 factors (M, R) and (R, N) whose product is the nearest matrix of that rank.
+    """Return factors (M, R) and (R, N), float32 or float64, whose product is the nearest matrix of that rank.
 
     By Eckart and Young 1936 the squared Frobenius error is the sum of the squared singular values left out.
     Each factor has the square roots of the singular values, so that weight decay acts on both alike.
-    Raises TrialFailed when an entry is NaN or infinite.
+    Raises ValueError for a rank above that of such a matrix, TrialFailed when an entry is NaN or infinite.
     """
+    if rank > min(matrix_MN.shape):
+        raise ValueError(
+            f"a {tuple(matrix_MN.shape)} matrix has at most rank {min(matrix_MN.shape)}, got {rank}"
+        )
     if not matrix_MN.isfinite().all():
         raise TrialFailed("a layer to factorise has weights that are NaN or infinite")
-    U_MK, S_K, V_KN = torch.linalg.svd(matrix_MN.double(), full_matrices=False)
+    precise = torch.promote_types(matrix_MN.dtype, torch.float32)
+    U_MK, S_K, V_KN = torch.linalg.svd(matrix_MN.to(precise), full_matrices=False)
     root_R = S_K[:rank].sqrt()
     return U_MK[:, :rank] * root_R, root_R[:, None] * V_KN[:rank]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryContext:
-    """What a recovery method works with. `teacher` is the base model, in eval mode; it must not be changed."""
+    """What a recovery method works with. `teacher` is the base model in eval mode; it must not be changed."""
 
     data: Data
     task: Task
@@ -53,7 +53,8 @@ class Recovery(Method):
 
     @abstractmethod
     def recover(self, model: nn.Module, context: RecoveryContext, epochs: float) -> RecoveryCost:
-        """Change the model in place and leave it in eval mode. `epochs` (fractions allowed) is 0 unless `trains`.
+        """Change the model in place and leave it in eval mode, on the context's device.
 
+        epochs: fractions allowed; 0 unless `trains`.
         Raises LossNotFinite or OutOfMemory.
         """

@@ -40,7 +40,7 @@ class BnReestimation(Recovery):
     trains: ClassVar[bool] = False
 
     samples: int = integer(
-        2048, valid=(2, 10_000_000), search=(512, 8192), log=True, help="training samples of the estimate"
+        1024, valid=(2, 10_000_000), search=(256, 4096), log=True, help="training samples of the estimate"
     )
     batch_size: int = integer(
         256,

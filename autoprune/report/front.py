@@ -1,0 +1,335 @@
+"""The front of a study: which finished models no other one beats, and how to choose from them.
+
+Pure functions over trial records, and `Front`, which users hold. Accuracies are in 0..1 and, unless a name says
+test, of the validation split; costs are fractions of the base model's, except latency_ms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoprune.errors import BadInput, UnknownName
+from autoprune.search.objectives import METRIC_OF
+from autoprune.search.stopper import dominates
+from autoprune.study.records import StudyRecord, TrialRecord
+
+if TYPE_CHECKING:
+    from autoprune.report.pick import Pick
+
+# Costs are counted exactly; this only forgives the rounding of a target that a user typed.
+_ROUNDING = 1e-9
+# Rounding that makes equally distant knees equal.
+_DIGITS = 12
+
+
+def accuracy(trial: TrialRecord) -> float:
+    """Return the validation accuracy at the trial's last rung, NaN before the first."""
+    return trial.metrics.get("accuracy", math.nan)
+
+
+def flops_fraction(trial: TrialRecord) -> float:
+    """Return the trial's FLOPs relative to the base model, NaN before the first rung."""
+    return trial.metrics.get("flops_fraction", math.nan)
+
+
+def accuracy_on_test(trial: TrialRecord) -> float:
+    """Return the accuracy on the test split, NaN where it was not measured."""
+    return (trial.test or {}).get("accuracy", math.nan)
+
+
+def name_of(trial: TrialRecord) -> str:
+    """Return what tables call a trial."""
+    return trial.baseline or f"trial {trial.number}"
+
+
+def finished(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that reached the top rung, by number."""
+    return sorted((t for t in trials if t.state == "done" and t.rungs), key=lambda t: t.number)
+
+
+def non_dominated(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> tuple[TrialRecord, ...]:
+    """Return the finished trials that no other finished one beats in all objectives, by falling FLOPs.
+
+    Of trials that are equal in all objectives the first is kept.
+    """
+    done = finished(trials)
+    points = [_losses(t, objectives) for t in done]
+    kept = [
+        trial
+        for i, trial in enumerate(done)
+        if not any(dominates(p, points[i]) for p in points) and points[i] not in points[:i]
+    ]
+    return tuple(sorted(kept, key=lambda t: (-flops_fraction(t), t.number)))
+
+
+def best_at(trials: Sequence[TrialRecord], target: float) -> TrialRecord | None:
+    """Return the most accurate finished trial within a share of the FLOPs; of equal ones the cheapest."""
+    fitting = [t for t in finished(trials) if flops_fraction(t) <= target + _ROUNDING]
+    return max(fitting, key=_quality, default=None)
+
+
+def knee(front: Sequence[TrialRecord]) -> TrialRecord:
+    """Return the trial farthest above the chord between the two ends of the front, on axes scaled to 0..1.
+
+    Without a trial above the chord the cheaper end. Raises BadInput for an empty front.
+    """
+    by_cost = sorted(finished(front), key=flops_fraction)
+    if not by_cost:
+        raise BadInput(_NOTHING_FINISHED)
+    low, high = by_cost[0], by_cost[-1]
+    width = flops_fraction(high) - flops_fraction(low)
+    height = accuracy(high) - accuracy(low)
+    if width <= 0 or height <= 0:
+        return max(by_cost, key=_quality)
+
+    def above_chord(trial: TrialRecord) -> float:
+        # On scaled axes the chord is the diagonal: the distance above it grows with y - x.
+        x = (flops_fraction(trial) - flops_fraction(low)) / width
+        return round((accuracy(trial) - accuracy(low)) / height - x, _DIGITS)
+
+    return max(by_cost, key=lambda t: (above_chord(t), -flops_fraction(t)))
+
+
+def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
+    """Return the area that points (accuracy up, cost down) dominate, down to a reference (accuracy, cost).
+
+    >>> hypervolume([(0.9, 0.5), (0.8, 0.25)], (0.0, 1.0))
+    0.65
+    """
+    worst_accuracy, worst_cost = reference
+    area, best = 0.0, worst_accuracy
+    # By rising cost, each point that is more accurate than all cheaper ones adds one slab.
+    for height, cost in sorted(points, key=lambda p: (p[1], -p[0])):
+        if height > best and cost < worst_cost:
+            area += (height - best) * (worst_cost - cost)
+            best = height
+    return round(area, _DIGITS)
+
+
+def hypervolume_over(trials: Sequence[TrialRecord]) -> list[tuple[int, float]]:
+    """Return (trial number, hypervolume so far) for every finished trial, against accuracy 0 at all FLOPs."""
+    done = finished(trials)
+    points = [(accuracy(t), flops_fraction(t)) for t in done]
+    return [(trial.number, hypervolume(points[: i + 1], (0.0, 1.0))) for i, trial in enumerate(done)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selector:
+    """How a user chooses: exactly one of these."""
+
+    target_flops: float | None = None
+    min_accuracy: float | None = None
+    max_drop: float | None = None
+    trial: int | None = None
+    knee: bool = False
+
+    def check(self) -> None:
+        """Raises BadInput unless exactly one is given, inside its range."""
+        given = [n for n in _SELECTORS if getattr(self, n) is not None and getattr(self, n) is not False]
+        if len(given) != 1:
+            flags = ", ".join(_flag(n) for n in _SELECTORS)
+            got = " and ".join(_flag(n) for n in given) or "none"
+            raise BadInput(f"choose a model by exactly one of {flags}; got {got}")
+        for name in ("target_flops", "min_accuracy", "max_drop"):
+            if getattr(self, name) is not None:
+                check_fraction(_flag(name), getattr(self, name), zero_allowed=name != "target_flops")
+
+
+_SELECTORS = ("target_flops", "min_accuracy", "max_drop", "trial", "knee")
+
+
+def choose(
+    trials: Sequence[TrialRecord], objectives: Sequence[str], base_accuracy: float, selector: Selector
+) -> TrialRecord:
+    """Return the trial that a selector asks for.
+
+    target_flops   the most accurate with at most this share of the FLOPs
+    min_accuracy   the cheapest with at least this accuracy
+    max_drop       the cheapest that loses at most this much of the base model's accuracy
+    trial          that trial, if it finished
+    knee           the one of the front that stands farthest above the chord between its ends
+    Raises BadInput, naming the nearest, when nothing qualifies.
+    """
+    selector.check()
+    if selector.trial is not None:
+        return _by_number(trials, selector.trial)
+    done = finished(trials)
+    if not done:
+        raise BadInput(_NOTHING_FINISHED)
+    if selector.target_flops is not None:
+        return _within_flops(done, selector.target_flops)
+    if selector.min_accuracy is not None:
+        return _accurate(done, selector.min_accuracy, f"an accuracy of at least {selector.min_accuracy:g}")
+    if selector.max_drop is not None:
+        what = f"an accuracy within {selector.max_drop:g} of the base model's {base_accuracy:.4f}"
+        return _accurate(done, base_accuracy - selector.max_drop, what)
+    return knee(non_dominated(done, objectives))
+
+
+def check_fraction(what: str, value: float, *, zero_allowed: bool = False) -> None:
+    """Raises BadInput for a value outside (0, 1], or [0, 1] where zero is allowed."""
+    if not (0 < value <= 1 or (zero_allowed and value == 0)):
+        hint = f". Did you mean {value / 100:g}?" if 1 < value <= 100 else ""
+        allowed = "from 0 to 1" if zero_allowed else "greater than 0 and at most 1"
+        raise BadInput(f"{what} is a fraction {allowed}, got {value:g}{hint}")
+
+
+class Front:
+    """A study's front: iterable over its finished, non-dominated trials, by falling FLOPs."""
+
+    def __init__(self, record: StudyRecord) -> None:
+        self.record = record
+        self.objectives: tuple[str, ...] = tuple(record.config.objectives)
+
+    @classmethod
+    def of(cls, record: StudyRecord) -> Front:
+        """Return the front of a study's record."""
+        return cls(record)
+
+    @property
+    def trials(self) -> tuple[TrialRecord, ...]:
+        """The front itself."""
+        return non_dominated(self.record.trials, self.objectives)
+
+    @property
+    def baselines(self) -> tuple[TrialRecord, ...]:
+        """The finished baselines, by falling FLOPs."""
+        found = [t for t in finished(self.record.trials) if t.baseline]
+        return tuple(sorted(found, key=lambda t: (-flops_fraction(t), name_of(t))))
+
+    @property
+    def base(self) -> Mapping[str, float]:
+        """Metrics of the base model: flops, params, accuracy, test_accuracy where there is a test split ..."""
+        return self.record.base
+
+    def __iter__(self) -> Iterator[TrialRecord]:
+        return iter(self.trials)
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def best_at(self, target_flops: float) -> TrialRecord | None:
+        """Return the most accurate finished trial within a share of the FLOPs, None when there is none."""
+        return best_at(self.record.trials, target_flops)
+
+    def best_of(self, target: str) -> TrialRecord | None:
+        """Return the most accurate finished trial that was made for a target, given by its short name."""
+        own = [t for t in finished(self.record.trials) if t.target_label == target]
+        return max(own, key=_quality, default=None)
+
+    def choose(self, selector: Selector) -> TrialRecord:
+        """Return the trial that a selector asks for. Raises BadInput, naming the nearest."""
+        base_accuracy = self.base.get("accuracy", math.nan)
+        return choose(self.record.trials, self.objectives, base_accuracy, selector)
+
+    def pick(
+        self,
+        *,
+        target_flops: float | None = None,
+        min_accuracy: float | None = None,
+        max_drop: float | None = None,
+        trial: int | None = None,
+        knee: bool = False,
+    ) -> Pick:
+        """Choose one model by exactly one of these; see `choose`. Raises BadInput, naming the nearest."""
+        from autoprune.report.pick import Pick
+
+        selector = Selector(
+            target_flops=target_flops, min_accuracy=min_accuracy, max_drop=max_drop, trial=trial, knee=knee
+        )
+        return Pick(trial=self.choose(selector), source=self.record.folder)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the front, the baselines and the base model as plain data for JSON."""
+        return {
+            "study": self.record.config.name,
+            "run": str(self.record.folder),
+            "objectives": list(self.objectives),
+            "base": dict(self.base),
+            "front": [plain_trial(t) for t in self.trials],
+            "baselines": [plain_trial(t) for t in self.baselines],
+        }
+
+
+_COSTS = ("flops_fraction", "flops", "params_fraction", "params", "latency_ms")
+CSV_COLUMNS = (
+    "trial", "baseline", "on_front", "target", "accuracy", "test_accuracy", *_COSTS, "seconds",
+)  # fmt: skip
+
+
+def plain_trial(trial: TrialRecord) -> dict[str, Any]:
+    """Return a trial as plain data; values that are not there are None."""
+    return {
+        "trial": trial.number,
+        "baseline": trial.baseline,
+        "target": trial.target_label,
+        "state": trial.state,
+        "rung": trial.rungs[-1].rung if trial.rungs else None,
+        "accuracy": _or_none(accuracy(trial)),
+        "test_accuracy": _or_none(accuracy_on_test(trial)),
+        "accuracy_by_rung": [_or_none(r.metrics.get("accuracy", math.nan)) for r in trial.rungs],
+        **{cost: _or_none(trial.metrics.get(cost, math.nan)) for cost in _COSTS},
+        "seconds": trial.cost.get("seconds"),
+        "error": trial.error,
+        "recipe": None if trial.recipe is None else dict(trial.recipe),
+    }
+
+
+_NOTHING_FINISHED = (
+    "no trial has finished yet, so there is nothing to choose from; 'autoprune launch' resumes"
+)
+
+
+def _quality(trial: TrialRecord) -> tuple[float, float, int]:
+    return accuracy(trial), -flops_fraction(trial), -trial.number
+
+
+def _losses(trial: TrialRecord, objectives: Sequence[str]) -> tuple[float, ...]:
+    values = [(name, trial.metrics.get(METRIC_OF[name], math.nan)) for name in objectives]
+    return tuple(math.inf if math.isnan(v) else -v if name == "accuracy" else v for name, v in values)
+
+
+def _within_flops(done: Sequence[TrialRecord], target: float) -> TrialRecord:
+    found = best_at(done, target)
+    if found is None:
+        nearest = min(done, key=lambda t: (flops_fraction(t), -accuracy(t)))
+        raise BadInput(
+            f"no finished trial has at most {target:g} of the FLOPs; the nearest is {_told(nearest)}"
+        )
+    return found
+
+
+def _accurate(done: Sequence[TrialRecord], wanted: float, what: str) -> TrialRecord:
+    fitting = [t for t in done if accuracy(t) >= wanted - _ROUNDING]
+    if not fitting:
+        raise BadInput(f"no finished trial has {what}; the nearest is {_told(max(done, key=_quality))}")
+    return min(fitting, key=lambda t: (flops_fraction(t), -accuracy(t), t.number))
+
+
+def _by_number(trials: Sequence[TrialRecord], number: int) -> TrialRecord:
+    done = finished(trials)
+    known = ", ".join(str(t.number) for t in done) or "none"
+    for trial in trials:
+        if trial.number == number and trial in done:
+            return trial
+        if trial.number == number:
+            why = f": {trial.error}" if trial.error else ""
+            raise BadInput(f"trial {number} is {trial.state}{why}. Finished trials: {known}")
+    raise UnknownName(f"there is no trial {number}. Finished trials: {known}")
+
+
+def _told(trial: TrialRecord) -> str:
+    what = f"trial {trial.number}" + (f" ({trial.baseline})" if trial.baseline else "")
+    return f"{what} with accuracy {accuracy(trial):.4f} at {flops_fraction(trial):.4f} of the FLOPs"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -72,7 +72,7 @@ class Svd(LowRank):
         return _pairs.empty_pair(module, self._axes(_pairs.kernel_of(module)), rank)
 
     def factor(self, module: nn.Module, rank: int) -> nn.Module:
-        """Raises as `skeleton` does, ValueError above full rank, TrialFailed for weights that are not finite."""
+        """Raises as `skeleton` does, ValueError above full rank, TrialFailed for weights not finite."""
         axes = self._axes(_pairs.kernel_of(module))
         weight = cast(Tensor, module.weight).detach()
         left, right = truncated_svd(as_matrix(weight, axes), rank)

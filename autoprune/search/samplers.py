@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 
-def build_sampler(name: str, *, seed: int, finished: int, budget: int, startup: int | None = None) -> BaseSampler:
+def build_sampler(
+    name: str, *, seed: int, finished: int, budget: int, startup: int | None = None
+) -> BaseSampler:
     """Return the sampler of that name. Raises UnknownName.
 
     The random stream derives from the study's seed and the number of trials that are finished, so that a resumed
@@ -36,8 +38,14 @@ def _tpe(seed: int, startup: int, budget: int) -> BaseSampler:
 
     # group: conditional dimensions that appear together are modelled together. constant_liar: running trials count as
     # bad, so that parallel workers spread out.
-    return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True,
-                      warn_independent_sampling=False)
+    return TPESampler(
+        seed=seed,
+        n_startup_trials=startup,
+        multivariate=True,
+        group=True,
+        constant_liar=True,
+        warn_independent_sampling=False,
+    )
 
 
 def _nsga2(seed: int, startup: int, budget: int) -> BaseSampler:

@@ -62,14 +62,18 @@ class SamplerSpec(Spec):
 
     name: SamplerName = "tpe"
     startup: int | None = Field(
-        default=None, ge=0, description="trials drawn at random first; by default a fifth of the budget, 4 to 10"
+        default=None,
+        ge=0,
+        description="trials drawn at random first; by default a fifth of the budget, 4 to 10",
     )
 
 
 class RungSpec(Spec):
     """The fidelity levels of a trial. Rung k trains up to epochs[k] in total."""
 
-    epochs: tuple[float, ...] = Field(default=(0.0, 0.5, 2.0), description="total epochs at each rung, from 0")
+    epochs: tuple[float, ...] = Field(
+        default=(0.0, 0.5, 2.0), description="total epochs at each rung, from 0"
+    )
     reduction: float = Field(default=3.0, gt=1, description="one in this many trials is promoted")
     validation_samples: tuple[int | None, ...] | None = Field(
         default=None, description="samples that each rung is judged on; null: all of the validation split"
@@ -115,12 +119,16 @@ class ExecutorSpec(Spec):
     """Where trials run."""
 
     name: ExecutorName = "local"
-    workers: int | None = Field(default=None, ge=1, description="by default as many as the machine or cluster fits")
+    workers: int | None = Field(
+        default=None, ge=1, description="by default as many as the machine or cluster fits"
+    )
     threads: int = Field(default=1, ge=1, description="CPU threads of each worker")
     cpus_per_trial: float | None = Field(default=None, ge=0, description="Ray CPUs; by default `threads`")
     gpus_per_trial: float = Field(default=0.0, ge=0, description="Ray GPUs, fractions allowed")
     max_failures: int = Field(default=1, ge=0, description="times a job is run again when its worker dies")
-    address: str | None = Field(default=None, description="of a Ray cluster; by default one starts on this machine")
+    address: str | None = Field(
+        default=None, description="of a Ray cluster; by default one starts on this machine"
+    )
 
     def worker_count(self) -> int:
         """Return the number of local workers."""
@@ -141,17 +149,21 @@ class StudyConfig(Spec):
     )
     objectives: tuple[Objective, ...] = ("accuracy", "flops")
     search_space: str | dict[str, Any] = Field(
-        default="channels", description="a name, a path, a mapping, or package.module:function(trial) -> Recipe"
+        default="channels",
+        description="a name, a path, a mapping, or package.module:function(trial) -> Recipe",
     )
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
     baselines: tuple[str | dict[str, Any], ...] = Field(
-        default=("uniform_l1", "global_taylor"), description="names, recipe files or recipes; run first at every target"
+        default=("uniform_l1", "global_taylor"),
+        description="names, recipe files or recipes; run first at every target",
     )
     rungs: RungSpec = Field(default_factory=RungSpec)
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
     trial: TrialSettings = Field(default_factory=TrialSettings)
     executor: ExecutorSpec = Field(default_factory=ExecutorSpec)
-    storage: str | None = Field(default=None, description="Optuna storage URL; by default study.db in the run folder")
+    storage: str | None = Field(
+        default=None, description="Optuna storage URL; by default study.db in the run folder"
+    )
     seed: int = Field(default=0, ge=0)
 
     @field_validator("targets")

@@ -1,0 +1,23 @@
+"""Runs jobs one after the other in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoprune.study.executors._base import Executor
+from autoprune.study.jobs import Job, WorkerFactory, run_job
+
+if TYPE_CHECKING:
+    from autoprune.study.controller import Controller
+
+
+class Inline(Executor):
+    """No other process: for tests, debugging, and machines where processes are not wanted."""
+
+    def run(self, controller: Controller, factory: WorkerFactory, folder: Path) -> None:
+        """See Executor."""
+        worker = factory()
+        while isinstance(job := controller.next_job(), Job):
+            controller.started(job)
+            controller.tell(job, run_job(worker, job))

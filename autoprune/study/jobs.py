@@ -1,0 +1,100 @@
+"""The small values that pass between who decides (controller), who runs (worker) and who carries (executor)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from autoprune.errors import AutopruneError, LossNotFinite, OutOfMemory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One rung of one trial, or the test of a finished one.
+
+    epochs: what this rung adds. samples: of the validation split, None is all. latency: measure it as well.
+    """
+
+    trial: int
+    rung: int
+    recipe: Mapping[str, Any]
+    seed: int
+    epochs: float
+    samples: int | None
+    latency: bool = False
+    kind: Literal["rung", "test"] = "rung"
+    attempt: int = 0
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """What this job is, whichever attempt."""
+        return self.trial, self.kind, self.rung
+
+    def __str__(self) -> str:
+        return f"trial {self.trial}, " + ("test" if self.kind == "test" else f"rung {self.rung}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """What a job found. cost: samples and seconds. amounts: kept units, ranks and fractions (rung 0 only)."""
+
+    metrics: Mapping[str, float]
+    cost: Mapping[str, float] = field(default_factory=dict)
+    amounts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """Return the result as it is recorded."""
+        found: dict[str, Any] = {"metrics": dict(self.metrics), "cost": dict(self.cost)}
+        return (
+            found
+            | ({"amounts": dict(self.amounts)} if self.amounts else {})
+            | ({"notes": list(self.notes)} if self.notes else {})
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFailure:
+    """Why a job gave no result. lost: its worker died, so that running it again may help."""
+
+    kind: str
+    message: str
+    lost: bool = False
+
+
+class Worker(Protocol):
+    """Runs jobs, one after the other, in one process."""
+
+    def run(self, job: Job) -> JobResult: ...
+
+
+WorkerFactory = Callable[[], Worker]
+"""Makes a worker in the process that it is called in; can be pickled."""
+
+
+def run_job(worker: Worker, job: Job) -> JobResult | JobFailure:
+    """Run a job. Whatever goes wrong in it becomes a JobFailure, so that the worker lives on."""
+    try:
+        result = worker.run(job)
+        accuracy = result.metrics.get("accuracy", 0.0)
+        if not math.isfinite(accuracy):
+            raise LossNotFinite(f"the accuracy of {job} is {accuracy}")
+        return result
+    except AutopruneError as error:
+        return JobFailure(kind=type(error).__name__, message=str(error))
+    except MemoryError as error:
+        return JobFailure(kind=OutOfMemory.__name__, message=f"{job} ran out of memory: {error}")
+    except Exception as error:  # a trial may fail in any way, the study goes on
+        return _unexpected(job, error)
+
+
+def _unexpected(job: Job, error: Exception) -> JobFailure:
+    text = str(error).strip()
+    # torch raises a class of its own on GPUs and a plain RuntimeError on CPUs; neither needs torch imported here
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return JobFailure(kind=OutOfMemory.__name__, message=f"{job} ran out of memory: {text}")
+    return JobFailure(
+        kind=type(error).__name__, message=f"{job}: {type(error).__name__}: {text or 'no message'}"
+    )

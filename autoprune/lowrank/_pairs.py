@@ -23,8 +23,12 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def is_splittable(layer: Layer) -> bool:
-    """Tell whether a layer is one dense matrix with more than one row and column."""
-    return layer.groups == 1 and layer.in_features > 1 and layer.out_features > 1
+    """Tell whether a layer is one dense matrix, with more than one row and column, in a module of its own.
+
+    The packed projections of attention are no such module, and a transposed convolution is not handled.
+    """
+    own = layer.kind in ("conv", "linear") and layer.weight == f"{layer.name}.weight"
+    return own and layer.groups == 1 and min(layer.in_features, layer.out_features) > 1
 
 
 def pair_full_rank(layer: Layer, axes: Axes, n_in: int, n_out: int) -> int:

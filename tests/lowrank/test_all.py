@@ -219,8 +219,10 @@ def test_only_layers_that_are_one_matrix_are_eligible(method: LowRank, layer_of:
         "depthwise": nn.Conv2d(4, 4, 3, groups=4),
         "single output": nn.Conv2d(4, 1, 3),
     }
-    layers = [replace(layer_of(m, inputs), name=name) for name, m in modules.items()]
-    layers.append(replace(layer_of(nn.Linear(1, 8), torch.zeros(1, 1)), name="single input"))
+    layers = [replace(layer_of(m, inputs), name=k, weight=f"{k}.weight") for k, m in modules.items()]
+    layers.append(replace(layer_of(nn.Linear(1, 8), torch.zeros(1, 1)), name="one", weight="one.weight"))
+    layers.append(replace(layers[0], name="up", weight="up.weight", kind="conv_transpose"))
+    layers.append(replace(layers[-2], name="attention", weight="attention.in_proj_weight", in_features=8))
     fractions = method.rank_fractions(layers)
     assert list(fractions) == ["dense"]
     assert 0 < fractions["dense"] <= 1

@@ -97,7 +97,7 @@ def test_spatial_cost_by_hand(layer_of: Any) -> None:
 
 def test_rank_fractions_per_layer(layer_of: Any) -> None:
     plain = layer_of(nn.Linear(4, 4), torch.zeros(1, 4))
-    layers = [replace(plain, name=n) for n in ("a.conv1", "a.conv2", "b.conv1")]
+    layers = [replace(plain, name=n, weight=f"{n}.weight") for n in ("a.conv1", "a.conv2", "b.conv1")]
     assert Svd(rank_fraction=0.4).rank_fractions(layers) == {"a.conv1": 0.4, "a.conv2": 0.4, "b.conv1": 0.4}
     chosen = Svd(rank_fraction={"*.conv1": 0.5, "b.conv1": 0.25})
     assert chosen.rank_fractions(layers) == {"a.conv1": 0.5, "a.conv2": 1.0, "b.conv1": 0.25}

@@ -1,7 +1,7 @@
 """The front of a study: which finished models no other one beats, and how to choose from them.
 
-Pure functions over trial records, and `Front`, which users hold. Accuracies are in 0..1 and, unless a name says
-test, of the validation split; costs are fractions of the base model's, except latency_ms.
+Pure functions over trial records, and `Front`, which users hold. Accuracies are in 0..1 and, unless a name
+says test, of the validation split; costs are fractions of the base model's, except latency_ms.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import BadInput, UnknownName
@@ -203,7 +202,7 @@ class Front:
 
     @property
     def base(self) -> Mapping[str, float]:
-        """Metrics of the base model: flops, params, accuracy, test_accuracy where there is a test split ..."""
+        """Metrics of the base model: flops, params, accuracy, test_accuracy where there is one ..."""
         return self.record.base
 
     def __iter__(self) -> Iterator[TrialRecord]:

@@ -36,8 +36,12 @@ def trial(
     target = Target(flops_fraction=more.pop("target", 0.5))
     last = len(accuracies) - 1
     fields: dict[str, Any] = {
-        "baseline": None, "recipe": Recipe(target=target).plain(), "seed": number, "params": {}, "seconds": 4.0,
-    } | more  # fmt: skip
+        "baseline": None,
+        "recipe": Recipe(target=target).plain(),
+        "seed": number,
+        "params": {},
+        "seconds": 4.0,
+    } | more
     rungs = tuple(rung(i, a, flops, promoted=i < last) for i, a in enumerate(accuracies))
     return TrialRecord(number=number, state=state, target=target, rungs=rungs, **fields)  # type: ignore[arg-type]
 

@@ -1,7 +1,7 @@
 """Closed-form cost: every axis length is fixed + sum over groups of multiplicity * kept units.
 
-The units of a group live in the same places, so the length of an axis depends on how many units are kept and not on
-which. FLOPs and parameters are sums of coefficient * length * length.
+The units of a group live in the same places, so the length of an axis depends on how many units are kept
+and not on which. FLOPs and parameters are sums of coefficient * length * length.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Products:
-    """T terms coefficient_T * length[first_T] * length[second_T], over lengths whose entry 0 is 1."""
+    """T terms coefficients * length[firsts] * length[seconds], over lengths whose entry 0 is 1."""
 
-    coefficient_T: FloatArray
-    first_T: IntArray
-    second_T: IntArray
+    coefficients: FloatArray
+    firsts: IntArray
+    seconds: IntArray
 
     def each(self, lengths: FloatArray) -> FloatArray:
         """(T,) value of each term."""
-        result: FloatArray = self.coefficient_T * lengths[self.first_T] * lengths[self.second_T]
+        result: FloatArray = self.coefficients * lengths[self.firsts] * lengths[self.seconds]
         return result
 
 
@@ -38,8 +38,8 @@ class Products:
 class CostTable:
     """Lengths of A axes from counts of G groups, and the products that cost is made of."""
 
-    fixed_A: FloatArray
-    multiplicity_AG: FloatArray
+    fixed: FloatArray
+    multiplicity: FloatArray
     flops_terms: Products
     flops_fixed: float
     params_terms: Products
@@ -55,7 +55,7 @@ class CostTable:
 
     def lengths(self, counts: NDArray[Any]) -> FloatArray:
         """(A,) kept length of each axis."""
-        result: FloatArray = self.fixed_A + self.multiplicity_AG @ counts
+        result: FloatArray = self.fixed + self.multiplicity @ counts
         return result
 
     def flops(self, counts: NDArray[Any]) -> float:
@@ -90,8 +90,8 @@ class _Builder:
         coefficients = {term.weight: term.coefficient for term in structure.terms}
         layers = structure.layers
         return CostTable(
-            fixed_A=fixed,
-            multiplicity_AG=multiplicity,
+            fixed=fixed,
+            multiplicity=multiplicity,
             flops_terms=self._sizes({term.weight: term.coefficient for term in structure.terms}),
             flops_fixed=structure.flops_fixed,
             params_terms=self._sizes({name: 1.0 for name in parameters if name in planned}),
@@ -134,7 +134,7 @@ class _Builder:
             coefficient.append(first * math.prod(constant for constant, _ in axes))
             planned = [row for _, row in axes if row]
             assert len(planned) <= 2, "more than two axes of one tensor can be cut"
-            rows.append((planned + [0, 0])[:2])
+            rows.append([*planned, 0, 0][:2])
         index = np.array(rows, dtype=np.int64).reshape(-1, 2)
         return Products(np.array(coefficient, dtype=np.float64), index[:, 0], index[:, 1])
 

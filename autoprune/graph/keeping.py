@@ -22,7 +22,8 @@ Keep = Mapping[str, Sequence[int] | Any] | float | None
 
 
 def indices_by_group(units: IntArray, offsets: IntArray) -> Iterator[tuple[int, IntArray]]:
-    """Yield (group index, (C, m) positions) for every group on one axis; row c holds the positions of unit c."""
+    """Yield (group index, (C, m) positions) for every group on one axis; row c holds the positions of unit
+    c."""
     positions = np.flatnonzero(units >= 0)
     order = positions[np.argsort(units[positions], kind="stable")]
     sorted_units = units[order]

@@ -1,7 +1,7 @@
 """Labels of tensor indices, and which of them must stay or go together.
 
-Every index of every axis that could be cut carries one integer label. Rules of operators *tie* labels (kept or removed
-together) or *lock* them (never removed). `Labels.solve` turns the ties into components.
+Every index of every axis that could be cut carries one integer label. Rules of operators *tie* labels (kept
+or removed together) or *lock* them (never removed). `Labels.solve` turns the ties into components.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Why:
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A tensor in the graph: its shape, its labels per axis, and the parameter or buffer it is, if it is one."""
+    """A tensor in the graph: its shape, its labels per axis, and the parameter or buffer it is, if it is
+    one."""
 
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
@@ -40,10 +41,11 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Components:
-    """roots_N: the smallest label of each label's component. lock_N: index into `whys` of its first lock, -1 without."""
+    """roots (N,): the smallest label of each label's component. locks (N,): index into `whys` of its first
+    lock, -1 without."""
 
-    roots_N: IntArray
-    lock_N: IntArray
+    roots: IntArray
+    locks: IntArray
     whys: tuple[Why, ...]
 
 

@@ -41,7 +41,8 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units that live in the same places. flops_per_unit: FLOPs saved by removing one unit from the full model."""
+    """Units that live in the same places. flops_per_unit: FLOPs saved by removing one unit from the full
+    model."""
 
     name: str
     size: int
@@ -81,7 +82,8 @@ class FrozenGroup:
 
 @dataclass(frozen=True)
 class Call:
-    """Spatial sizes of one call of a layer; for a linear layer the product of the leading axes without the batch."""
+    """Spatial sizes of one call of a layer; for a linear layer the product of the leading axes without the
+    batch."""
 
     in_positions: tuple[int, ...]
     out_positions: tuple[int, ...]
@@ -127,7 +129,8 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class AxisPlan:
-    """The unit of every index of one axis, shape (n,): a number over all groups in their order, or -1 for fixed."""
+    """The unit of every index of one axis, shape (n,): a number over all groups in their order, or -1 for
+    fixed."""
 
     tensor: str
     axis: int

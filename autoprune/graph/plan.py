@@ -67,8 +67,8 @@ def build(traced: Traced, total_flops: float, round_to: int, exclude: Sequence[s
     solved = rel.labels.solve()
     candidates = _candidates(traced, solved)
     open_ = [c for c in candidates if c.why is None and len(c.members) > 1]
-    units = _numbered(open_, len(solved.roots_N))
-    axes = tuple(_plans(traced, units[solved.roots_N]))
+    units = _numbered(open_, len(solved.roots))
+    axes = tuple(_plans(traced, units[solved.roots]))
     terms = tuple(Term(name, flops) for name, flops in rel.flops.items())
     counted = sum(term.coefficient * float(np.prod(traced.values[term.weight].shape)) for term in terms)
     unread = [name for name in traced.values if name not in rel.read and traced.state[name].dim()]
@@ -80,7 +80,7 @@ def build(traced: Traced, total_flops: float, round_to: int, exclude: Sequence[s
         tensors={n: Tensor(tuple(t.shape), isinstance(t, nn.Parameter)) for n, t in traced.state.items()},
         axes=axes,
         counters=tuple(
-            AxisPlan(name, 0, Role.OTHER, name.partition(":")[0], _fixed(units[solved.roots_N[labels]]))
+            AxisPlan(name, 0, Role.OTHER, name.partition(":")[0], _fixed(units[solved.roots[labels]]))
             for name, labels in rel.counters.items()
         ),
         attributes=tuple(rel.attributes.values()),
@@ -102,14 +102,14 @@ def hints_by_group(traced: Traced, structure: Structure) -> dict[str, Why]:
     solved = traced.relations.labels.solve()
     group_of_root: dict[int, str] = {}
     for plan in structure.axes:
-        roots = solved.roots_N[_labels(traced, (plan.tensor, plan.axis))]
+        roots = solved.roots[_labels(traced, (plan.tensor, plan.axis))]
         owners = np.searchsorted(structure.offsets, plan.units, side="right") - 1
         for root, owner, unit in zip(roots.tolist(), owners.tolist(), plan.units.tolist(), strict=True):
             if unit >= 0:
                 group_of_root[root] = structure.names[owner]
     hints: dict[str, Why] = {}
     for labels, why in traced.relations.hints:
-        for root in np.unique(solved.roots_N[labels]).tolist():
+        for root in np.unique(solved.roots[labels]).tolist():
             if root in group_of_root:
                 hints.setdefault(group_of_root[root], why)
     return hints
@@ -130,7 +130,7 @@ def _keys(traced: Traced) -> list[Key]:
 def _candidates(traced: Traced, solved: Components) -> list[Candidate]:
     """Group components by the multiset of axes they live on and by their lock, ordered by first producer."""
     keys = _keys(traced)
-    roots_of = [solved.roots_N[_labels(traced, key)] for key in keys]
+    roots_of = [solved.roots[_labels(traced, key)] for key in keys]
     root = np.concatenate([*roots_of, np.zeros(0, dtype=np.int64)])
     axis = np.repeat(np.arange(len(keys)), [len(r) for r in roots_of])
     place = np.concatenate([*(np.arange(len(r)) for r in roots_of), np.zeros(0, dtype=np.int64)])
@@ -139,7 +139,7 @@ def _candidates(traced: Traced, solved: Components) -> list[Candidate]:
     starts = np.flatnonzero(np.diff(root, prepend=-1))
     groups: dict[tuple[bytes, int], list[tuple[int, int]]] = {}
     for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(root)], strict=True):
-        lock = int(solved.lock_N[root[start]])
+        lock = int(solved.locks[root[start]])
         groups.setdefault((axis[start:end].tobytes(), lock), []).append((int(place[start]), int(root[start])))
     found = []
     for (signature, lock), members in groups.items():

@@ -1,4 +1,5 @@
-"""What the rules write down while the graph is walked: labels, roles of tensor axes, costs and size attributes."""
+"""What the rules write down while the graph is walked: labels, roles of tensor axes, costs and size
+attributes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """One call of an operator: its name ('conv2d', without overload and in-place mark), place and bound arguments."""
+    """One call of an operator: its name ('conv2d', without overload and in-place mark), place and bound
+    arguments."""
 
     name: str
     target: str
@@ -110,15 +112,16 @@ class Relations:
             self.labels.lock(axis, why)
 
     def role(self, value: Value | None, axis: int, role: Role) -> None:
-        """Note what an axis of a parameter is for. A producer stays one, even if the tensor is also read otherwise."""
+        """Note what an axis of a parameter is for. A producer stays one, even if the tensor is also read
+        otherwise."""
         if value is None or value.source is None:
             return
         key = (value.source, axis)
-        if role is Role.OUTPUT or self.roles.get(key) is None:
-            # Re-inserting keeps graph order by first producing use.
-            if self.roles.get(key) is not Role.OUTPUT:
-                self.roles.pop(key, None)
-                self.roles[key] = role
+        held = self.roles.get(key)
+        if held is None or (role is Role.OUTPUT and held is not Role.OUTPUT):
+            # Inserted anew, so that the order is that of the first producing use.
+            self.roles.pop(key, None)
+            self.roles[key] = role
 
     def size(
         self, value: Value | None, axis: int, attribute: str, multiply: int = 1, divide: int = 1

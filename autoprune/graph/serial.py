@@ -105,7 +105,8 @@ def _layer(item: Mapping[str, Any]) -> Layer:
 
 
 def describe(structure: Structure) -> dict[str, Any]:
-    """Rows for a pre-flight table. Shares: what the group alone can give up, down to its minimum, of the whole."""
+    """Rows for a pre-flight table. Shares: what the group alone can give up, down to its minimum, of the
+    whole."""
     sizes, least = structure.sizes, structure.min_counts
     flops, params = structure.total_flops(sizes), structure.total_params(sizes)
     rows = []

@@ -1,4 +1,5 @@
-"""The structure of a model: which channels live where, what they cost, how to cut them. Immutable plain data."""
+"""The structure of a model: which channels live where, what they cost, how to cut them. Immutable plain
+data."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ FloatArray = NDArray[np.float64]
 class Structure:
     """The plan of one model. Build it with `trace`. Independent of the model instance, picklable, JSON-able.
 
-    `axes` are those axes of parameters and buffers that hold units; `counters` are label counts that only size
-    attributes use. `flops_fixed` is what no group changes. Everything else is derived.
+    `axes` are those axes of parameters and buffers that hold units; `counters` are label counts that only
+    size attributes use. `flops_fixed` is what no group changes. Everything else is derived.
     """
 
     names: tuple[str, ...]
@@ -109,7 +110,8 @@ class Structure:
         return np.array([full - self.total_flops(row) for row in less], dtype=np.float64)
 
     def total_flops(self, counts: NDArray[Any]) -> float:
-        """FLOPs for one sample with counts (G,) kept units of each group. Not validated: this is the fast path."""
+        """FLOPs for one sample with counts (G,) kept units of each group. Not validated: this is the fast
+        path."""
         return self.cost.flops(counts)
 
     def total_params(self, counts: NDArray[Any]) -> float:
@@ -117,7 +119,8 @@ class Structure:
         return self.cost.params(counts)
 
     def layer_widths(self, counts: NDArray[Any]) -> FloatArray:
-        """(L, 2) kept in and out features of each layer; in features of a grouped convolution over all its groups."""
+        """(L, 2) kept in and out features of each layer; in features of a grouped convolution over all its
+        groups."""
         return self.cost.layer_widths(counts)
 
     def layer_flops(self, counts: NDArray[Any]) -> FloatArray:
@@ -154,8 +157,9 @@ class Structure:
         return surgery.select(self, keep)
 
     def cut(self, model: nn.Module, keep: Keep) -> nn.Module:
-        """Return a really smaller copy of `model`, which stays as it is. Raises WrongArtefact if it does not fit."""
-        return surgery.cut(model, self.selection(keep))
+        """Return a really smaller copy of `model`, which stays as it is. Raises WrongArtefact if it does
+        not fit."""
+        return surgery.cut(self, model, keep)
 
     def mask(self, model: nn.Module, keep: Keep) -> nn.Module:
         """Return a full-size copy whose removed units are zero: what computes, shifts and scales them."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autoprune.errors import WrongArtefact
 from autoprune.graph import keeping
 from autoprune.graph.keeping import Keep
-from autoprune.graph.parts import Role
+from autoprune.graph.parts import IntArray, Role
 
 if TYPE_CHECKING:
     from autoprune.graph.structure import Structure
@@ -29,7 +29,8 @@ ZEROED = frozenset(
 class Selection:
     """A cut as plain data, applied by `apply_selection`.
 
-    kept: {tensor: {axis: kept indices}}; attributes: {module: {attribute: new value}}; shapes: {tensor: shape before}.
+    kept: {tensor: {axis: kept indices}}; attributes: {module: {attribute: new value}}; shapes: {tensor:
+    shape before}.
     """
 
     kept: Mapping[str, Mapping[int, list[int]]]
@@ -67,32 +68,43 @@ class Selection:
             ) from error
 
 
+Indices = Mapping[str, Mapping[int, IntArray]]
+Sizes = Mapping[str, Mapping[str, int]]
+
+
 def select(structure: Structure, keep: Keep) -> Selection:
     """Work out which indices of which tensors stay, and the sizes that follow."""
+    found, attributes = _select(structure, keep)
+    kept = {name: {axis: indices.tolist() for axis, indices in axes.items()} for name, axes in found.items()}
+    return Selection(kept, attributes, {name: structure.tensors[name].shape for name in found})
+
+
+def _select(structure: Structure, keep: Keep) -> tuple[Indices, Sizes]:
     kept = keeping.kept_units(structure, keep)
-    found: dict[str, dict[int, list[int]]] = {}
+    found: dict[str, dict[int, IntArray]] = {}
     lengths: dict[tuple[str, int], int] = {}
     for plan in (*structure.axes, *structure.counters):
-        stays = (plan.units < 0) | kept[plan.units]
-        lengths[plan.tensor, plan.axis] = int(stays.sum())
-        if plan.tensor in structure.tensors and not stays.all():
-            found.setdefault(plan.tensor, {})[plan.axis] = np.flatnonzero(stays).tolist()
+        stays = np.flatnonzero((plan.units < 0) | kept[plan.units])
+        lengths[plan.tensor, plan.axis] = len(stays)
+        if plan.tensor in structure.tensors and len(stays) < len(plan.units):
+            found.setdefault(plan.tensor, {})[plan.axis] = stays
     attributes: dict[str, dict[str, int]] = {}
     for size in structure.attributes:
         if (size.tensor, size.axis) in lengths:
             value = lengths[size.tensor, size.axis] * size.multiply // size.divide
             attributes.setdefault(size.module, {})[size.attribute] = value
-    return Selection(found, attributes, {name: structure.tensors[name].shape for name in found})
+    return found, attributes
 
 
-def cut(model: nn.Module, selection: Selection) -> nn.Module:
+def cut(structure: Structure, model: nn.Module, keep: Keep) -> nn.Module:
     """Return a cut copy. Tensors that are cut are never copied in full."""
+    found, attributes = _select(structure, keep)
     memo: dict[int, Any] = {}
-    for name, axes in selection.kept.items():
-        tensor = _tensor(model, name, selection)
+    for name, axes in found.items():
+        tensor = _checked(model, name, structure.tensors[name].shape)
         memo[id(tensor)] = _cut_tensor(tensor, axes)
     small = copy.deepcopy(model, memo)
-    _set_attributes(small, selection)
+    _set_attributes(small, attributes)
     return small
 
 
@@ -100,14 +112,16 @@ def apply_selection(model: nn.Module, selection: Selection | Mapping[str, Any]) 
     """Cut an uncut model in place and return it. Raises WrongArtefact if the shapes do not fit."""
     if not isinstance(selection, Selection):
         selection = Selection.from_data(selection)
-    found = {name: _tensor(model, name, selection) for name in selection.kept}
-    smaller = {id(found[name]): _cut_tensor(found[name], axes) for name, axes in selection.kept.items()}
+    smaller = {}
+    for name, axes in selection.kept.items():
+        tensor = _checked(model, name, selection.shapes.get(name))
+        smaller[id(tensor)] = _cut_tensor(tensor, _arrays(name, tensor, axes))
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for key, tensor in held.items():
                 if id(tensor) in smaller:
                     held[key] = smaller[id(tensor)]
-    _set_attributes(model, selection)
+    _set_attributes(model, selection.attributes)
     return model
 
 
@@ -133,38 +147,39 @@ def tensor_by_name(model: nn.Module, name: str) -> Tensor:
         raise WrongArtefact(
             f"the model has no module {path!r}; was the structure traced on another model?"
         ) from error
-    tensor = module._parameters.get(leaf)
-    if tensor is None:
-        tensor = module._buffers.get(leaf)  # type: ignore[assignment]
+    tensor = {**module._buffers, **module._parameters}.get(leaf)
     if tensor is None:
         raise WrongArtefact(f"the model has no tensor {name!r}; was the structure traced on another model?")
     return tensor
 
 
-def _tensor(model: nn.Module, name: str, selection: Selection) -> Tensor:
+def _checked(model: nn.Module, name: str, shape: tuple[int, ...] | None) -> Tensor:
     tensor = tensor_by_name(model, name)
-    expected = selection.shapes.get(name)
-    if expected is None or tuple(tensor.shape) != tuple(expected):
+    if shape is None or tuple(tensor.shape) != tuple(shape):
         raise WrongArtefact(
-            f"tensor {name!r} has shape {tuple(tensor.shape)}, the selection is for {expected}; "
+            f"tensor {name!r} has shape {tuple(tensor.shape)}, the plan is for {shape}; "
             f"was the structure traced on another model, or is this one cut already?"
         )
-    for axis, indices in selection.kept[name].items():
-        if (
-            not 0 <= axis < tensor.dim()
-            or not indices
-            or not 0 <= min(indices) <= max(indices) < tensor.shape[axis]
-        ):
-            raise WrongArtefact(
-                f"the selection keeps indices of {name!r} axis {axis} that are outside {expected}"
-            )
     return tensor
 
 
-def _cut_tensor(tensor: Tensor, axes: Mapping[int, list[int]]) -> Tensor:
+def _arrays(name: str, tensor: Tensor, axes: Mapping[int, list[int]]) -> dict[int, IntArray]:
+    found = {axis: np.asarray(indices, dtype=np.int64) for axis, indices in axes.items()}
+    for axis, indices in found.items():
+        fits = 0 <= axis < tensor.dim() and len(indices)
+        if not fits or not 0 <= indices.min() <= indices.max() < tensor.shape[axis]:
+            raise WrongArtefact(
+                f"the selection keeps indices of {name!r} on axis {axis} that are outside its shape "
+                f"{tuple(tensor.shape)}; the file was changed or belongs to another model"
+            )
+    return found
+
+
+def _cut_tensor(tensor: Tensor, axes: Mapping[int, IntArray]) -> Tensor:
     small = tensor.detach()
-    for axis, indices in axes.items():
-        small = small.index_select(axis, torch.tensor(indices, device=tensor.device))
+    # What removes most goes first, so that the second selection copies little.
+    for axis in sorted(axes, key=lambda axis: len(axes[axis]) / tensor.shape[axis]):
+        small = small.index_select(axis, torch.from_numpy(axes[axis]).to(tensor.device))
     if (
         tensor.dim() == 4
         and tensor.is_contiguous(memory_format=torch.channels_last)
@@ -176,8 +191,8 @@ def _cut_tensor(tensor: Tensor, axes: Mapping[int, list[int]]) -> Tensor:
     return small
 
 
-def _set_attributes(model: nn.Module, selection: Selection) -> None:
-    for path, values in selection.attributes.items():
+def _set_attributes(model: nn.Module, attributes: Sizes) -> None:
+    for path, values in attributes.items():
         try:
             module = model.get_submodule(path)
         except AttributeError as error:

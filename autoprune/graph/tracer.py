@@ -7,7 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -175,7 +175,7 @@ def _placeholder(
 
 def _call(node: torch.fx.Node, seen: dict[torch.fx.Node, Any], rel: Relations) -> Any:
     if getattr(node.target, "__name__", "") == "getitem":
-        sequence, index = torch.fx.node.map_arg(node.args, lambda n: seen[n])
+        sequence, index = cast("tuple[Any, Any]", torch.fx.node.map_arg(node.args, lambda n: seen[n]))
         return sequence[index]
     op = _operation(node, seen)
     for value in op.values():
@@ -194,7 +194,8 @@ def _call(node: torch.fx.Node, seen: dict[torch.fx.Node, Any], rel: Relations) -
 
 
 def _operation(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> Operation:
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: seen[n])
+    args = cast("tuple[object, ...]", torch.fx.node.map_arg(node.args, lambda n: seen[n]))
+    kwargs = cast("dict[str, object]", torch.fx.node.map_arg(node.kwargs, lambda n: seen[n]))
     schema = getattr(node.target, "_schema", None)
     arguments: dict[str, object] = {}
     if schema is None:
@@ -249,9 +250,10 @@ def _values(found: Any) -> Iterator[Value]:
 
 
 def prepared(model: nn.Module) -> nn.Module:
-    """An own copy in eval mode. Raises TraceFailed for a model without real weights or that cannot be copied."""
+    """An own copy in eval mode. Raises TraceFailed for a model without real weights or that cannot be
+    copied."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             raise TraceFailed(
                 f"{name!r} has no shape yet (a lazy module). Run the model once on an example input before tracing."
             )

@@ -1,7 +1,8 @@
 """Prove a structure: cut copies at random and compare them with masked ones; freeze the groups that disagree.
 
-Module code with sizes written into Python shows itself here. All groups are tried at once; only when that fails are
-the culprits searched, by bisection. The model itself and the random state of the process are left alone.
+Module code with sizes written into Python shows itself here. All groups are tried at once; only when that
+fails are the culprits searched, by bisection. The model itself and the random state of the process are left
+alone.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from autoprune.graph import surgery, tracer
-from autoprune.graph.keeping import IntArray
+from autoprune.graph import tracer
 from autoprune.graph.labels import Why
-from autoprune.graph.parts import AxisPlan, FrozenGroup
+from autoprune.graph.parts import AxisPlan, FrozenGroup, IntArray
 from autoprune.graph.structure import Structure
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
-"""Largest allowed difference, relative to the largest output. float32 only where a model cannot run in float64."""
+"""Largest allowed difference, relative to the largest output; float32 only where float64 cannot run."""
 
 Draw = Callable[[int, np.random.Generator], int]
 """How many units of a group of that size to keep."""
@@ -98,7 +98,7 @@ def _frozen(
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A copy of the model on which errors show, and inputs for it. training is None when it cannot train on them."""
+    """A copy of the model on which errors show, and inputs. training is None when it cannot train on them."""
 
     model: nn.Module
     inputs: tracer.Inputs
@@ -179,7 +179,8 @@ def _randomise(model: nn.Module) -> None:
 
 
 def _train_shapes(model: nn.Module, inputs: tracer.Inputs) -> Any:
-    """Shapes of a training pass, or the exception. Leaves statistics behind that fit, so that signals keep their size."""
+    """Shapes of a training pass, or the exception. Leaves fitting statistics, so that signals keep their
+    size."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -203,7 +204,8 @@ def _shapes(output: Any) -> list[tuple[int, ...]]:
 
 
 class _Trial:
-    """Tries sets of groups; the same unit choice for a group in every set, so that bisection finds what failed."""
+    """Tries sets of groups; a group loses the same units in every set, so that bisection finds what
+    failed."""
 
     def __init__(self, structure: Structure, bench: Bench, draw: Draw) -> None:
         generator = np.random.default_rng(0)
@@ -238,7 +240,7 @@ class _Trial:
     def problem(self, names: Sequence[str]) -> Why | None:
         """What goes wrong when these groups are cut and all others kept."""
         keep = {name: self.keep[name] for name in names}
-        small = surgery.cut(self.bench.model, self.structure.selection(keep))
+        small = self.structure.cut(self.bench.model, keep)
         try:
             cut = self._run(small)
             problem = self._difference(cut, self._run(self.structure.mask(self.bench.model, keep)))

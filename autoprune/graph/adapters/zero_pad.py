@@ -1,7 +1,7 @@
 """Zero-padding shortcuts: a module whose ints `pad_before` and `pad_after` are the channels it pads.
 
-As in the CIFAR residual networks of He et al., CVPR 2016, arXiv 1512.03385 (option A). The pad is found on whatever
-axis has these two widths.
+As in the CIFAR residual networks of He et al., CVPR 2016, arXiv 1512.03385 (option A). The pad is found on
+whatever axis has these two widths.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How each operator relates the labels of its tensors. One file per kind, each with a table RULES.
 
-A rule takes the operation and the relations, ties or locks labels, and returns one Value per result. An operator
-without a rule that is not element-wise locks everything it touches.
+A rule takes the operation and the relations, ties or locks labels, and returns one Value per result. An
+operator without a rule that is not element-wise locks everything it touches.
 """
 
 from __future__ import annotations

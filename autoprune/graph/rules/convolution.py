@@ -42,7 +42,8 @@ def _first_group(op: Operation, rel: Relations, labels: Axis, groups: int) -> Ax
     parts = labels.reshape(groups, -1)
     for part in parts[1:]:
         rel.tie(parts[0], part, op, "the same place in every group")
-    return parts[0]
+    first: Axis = parts[0]
+    return first
 
 
 def _depthwise(op: Operation, rel: Relations, into: Axis, weight: Value) -> Axis:

@@ -50,7 +50,8 @@ def stack(op: Operation, rel: Relations) -> tuple[Value, ...]:
 
 
 def chunk(op: Operation, rel: Relations) -> tuple[Value, ...]:
-    """Equal parts: what Python divides by a fixed number must stay balanced, so the parts are tied place by place."""
+    """Equal parts: what Python divides by a fixed number must stay balanced, so the parts are tied place by
+    place."""
     value = op.value("self")
     dim = op.integer("dim") % len(value.shape)
     labels = value.axes[dim]
@@ -65,7 +66,8 @@ def chunk(op: Operation, rel: Relations) -> tuple[Value, ...]:
 
 
 def split(op: Operation, rel: Relations) -> tuple[Value, ...]:
-    """Parts of fixed sizes. The sizes stand in Python code: verification finds the parts that can be cut anyway."""
+    """Parts of fixed sizes. The sizes stand in Python code: verification finds the parts that can be cut
+    anyway."""
     value = op.value("self")
     dim = op.integer("dim") % len(value.shape)
     labels = value.axes[dim]

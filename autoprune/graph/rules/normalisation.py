@@ -1,4 +1,5 @@
-"""Normalisation: per channel (batch, instance) ties; across channels (layer, group) locks what it averages over."""
+"""Normalisation: per channel (batch, instance) ties; across channels (layer, group) locks what it averages
+over."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ def reshape(op: Operation, rel: Relations) -> tuple[Value, ...]:
 
 
 def _matched(old: tuple[int, ...], new: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
-    """Pair the shortest runs of old and new axes with the same number of elements. Axes of size one do not count."""
+    """Pair the shortest runs of old and new axes with the same number of elements. Axes of size one do not
+    count."""
     left = [i for i, size in enumerate(old) if size > 1]
     right = [i for i, size in enumerate(new) if size > 1]
     while left:

@@ -40,6 +40,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def append_line(path: Path, value: Any) -> None:
     """Append one line of JSON. A line that was cut off by a crash is left behind; `read_lines` skips it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -104,6 +104,10 @@ class Controller:
         self._tests_given = self._over = False
         self._restore()
 
+    def record_base(self, metrics: Mapping[str, float]) -> None:
+        """Note what the base model measures, for reports."""
+        self._set_study(records.BASE, dict(metrics))
+
     def next_job(self) -> Job | Wait | Done:
         """Return the next job for a free worker."""
         if self._time_is_up():

@@ -1,0 +1,77 @@
+"""Run a study from beginning to end, or go on with one that was interrupted."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autoprune.files import append_line, read_json
+from autoprune.study import events
+from autoprune.study.config import StudyConfig, load
+from autoprune.study.executors import build_executor
+from autoprune.study.records import StudyRecord, opened, read_study
+from autoprune.study.run_folder import RunFolder, default_run, self_contained
+
+
+def launch(
+    study: str | Path | Mapping[str, Any] | StudyConfig,
+    *,
+    run_dir: str | Path | None = None,
+    listen: events.Listener = events.ignore,
+) -> StudyRecord:
+    """Run a study in its run folder, by default runs/<name>, and return its record.
+
+    An existing run folder is resumed: nothing that was recorded is done again. Events go to `listen` and to log.jsonl.
+    On KeyboardInterrupt running jobs are abandoned, and the same call goes on later.
+    Raises BadInput of all kinds, and Failure when the base model or the workers fail.
+    """
+    config = self_contained(load(study).config)
+    run = RunFolder(Path(run_dir or default_run(config)).expanduser().absolute())
+    tell = functools.partial(_tell_both, run, listen)
+    with run.locked():
+        run.freeze(config)
+        try:
+            _prepare(run, config, tell)
+            _run(run, config, tell)
+        except KeyboardInterrupt:
+            tell(events.StudyInterrupted(folder=str(run.path)))
+            raise
+    return read_study(config, run.path)
+
+
+def _prepare(run: RunFolder, config: StudyConfig, listen: events.Listener) -> None:
+    # imports torch; a finished study is read without it
+    from autoprune.study.preparation import prepare_run
+
+    prepare_run(run, config, listen)
+
+
+def _run(run: RunFolder, config: StudyConfig, listen: events.Listener) -> None:
+    from autoprune.graph import Structure
+    from autoprune.search.space import load_space
+    from autoprune.study.controller import Controller
+    from autoprune.study.worker import make_worker
+
+    structure = Structure.from_json(run.structure_file.read_text(encoding="utf-8"))
+    base = read_json(run.base_file)["metrics"]
+    with opened(config, run.path) as storage:
+        controller = Controller(
+            config,
+            load_space(config.search_space),
+            structure,
+            storage,
+            listen=listen,
+            test="test_accuracy" in base,
+        )
+        controller.record_base(base)
+        factory = functools.partial(make_worker, run.path)
+        build_executor(config.executor).run(controller, factory, run.path)
+
+
+def _tell_both(run: RunFolder, listen: events.Listener, event: events.Event) -> None:
+    if not isinstance(event, events.Preparing) or event.done in (0, event.total):
+        append_line(run.log, {"time": round(time.time(), 3)} | event.plain())
+    listen(event)

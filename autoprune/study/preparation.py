@@ -1,0 +1,259 @@
+"""Everything before the first trial: data, base model, structure, checks, evidence.
+
+`preflight` does what needs no training, for `autoprune check`; `prepare_run` fills the run folder that workers read.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from safetensors.torch import save_model
+
+from autoprune import rooms
+from autoprune.base import Base, make_base
+from autoprune.cost import latency_ms
+from autoprune.criteria import Criterion
+from autoprune.data import Data, build_data
+from autoprune.errors import BadInput, UnreachableTarget
+from autoprune.evidence import Evidence
+from autoprune.files import replacing, write_json, write_text
+from autoprune.lowrank import LowRank
+from autoprune.models import build_model, train_base
+from autoprune.models.training import total_samples
+from autoprune.recipe import Recipe, Target
+from autoprune.repair import Budget, repair
+from autoprune.search.baselines import build_baselines
+from autoprune.search.nodes import Dimension
+from autoprune.search.space import Space, load_space
+from autoprune.seeds import derive_seed
+from autoprune.study import events
+from autoprune.study.config import StudyConfig, target_label
+from autoprune.study.run_folder import RunFolder
+from autoprune.tasks import Task, build_task, check_fits, evaluate
+from autoprune.trial import Bench, measure, metrics_of
+
+_TIMED_BATCH = 64
+_BACKWARD = 3.0
+"""A training step takes about as long as this many forward passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a study is expected to cost. Jobs per rung are fewer the higher it is."""
+
+    jobs: tuple[float, ...]
+    trained_samples: float
+    forward_samples: float
+    seconds: float
+    workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What is known of a study before anything is trained. `warnings` do not stop it."""
+
+    config: StudyConfig
+    base: Base
+    data: Data
+    space: Space
+    dimensions: tuple[Dimension, ...]
+    methods: tuple[tuple[str, str], ...]
+    reachable_flops: tuple[float, float]
+    forecast: Forecast
+    warnings: tuple[str, ...]
+
+
+def preflight(config: StudyConfig, listen: events.Listener = events.ignore) -> Preflight:
+    """Check a study without training: everything fits, every target can be met.
+
+    Raises BadInput of all kinds: UnreachableTarget, BadData, TraceFailed, BadRecipe, UnknownName.
+    """
+    space = load_space(config.search_space)
+    build_baselines(config.baselines)
+    listen(events.Preparing(step="data", detail=config.data.name))
+    data, task = build_data(config.data), build_task(config.task)
+    listen(events.Preparing(step="structure", detail=config.model.name))
+    base = _base(config, data, task)
+    warnings = _check(config, base, space)
+    return Preflight(
+        config=config,
+        base=base,
+        data=data,
+        space=space,
+        dimensions=space.dimensions(base.structure),
+        methods=space.methods(),
+        reachable_flops=base.structure.reachable_flops,
+        forecast=_forecast(config, base, data),
+        warnings=warnings,
+    )
+
+
+def prepare_run(run: RunFolder, config: StudyConfig, listen: events.Listener) -> None:
+    """Fill the run folder: base weights, structure, evidence, and what the base model measures. Once per folder.
+
+    Raises as `preflight` does, and LossNotFinite when the base model's training fails.
+    """
+    if run.base_file.is_file():
+        return
+    space = load_space(config.search_space)
+    listen(events.Preparing(step="data", detail=config.data.name))
+    data, task = build_data(config.data), build_task(config.task)
+    listen(events.Preparing(step="structure", detail=config.model.name))
+    base = _base(config, data, task)
+    # bad input shows before minutes are spent on training
+    for warning in _check(config, base, space):
+        listen(events.Warned(message=warning))
+    _train(config, base, data, task, listen)
+    with replacing(run.base_weights) as temporary:
+        save_model(base.model, str(temporary))
+    write_text(run.structure_file, base.structure.to_json())
+    bench = Bench(Base(base.model, base.structure, base.spec), data, task, config.trial, run.evidence)
+    _gather(config, space, bench, listen)
+    listen(events.Preparing(step="base", detail="measuring"))
+    write_json(
+        run.base_file, {"fingerprint": bench.base.fingerprint, "metrics": _measure_base(config, bench)}
+    )
+
+
+def _base(config: StudyConfig, data: Data, task: Task) -> Base:
+    model = build_model(config.model, data.num_classes, seed=derive_seed(config.seed, "model"))
+    check_fits(model, data, task)
+    return make_base(
+        model,
+        data.example_inputs,
+        spec=config.model,
+        exclude=config.structure.exclude,
+        round_to=config.structure.round_to,
+    )
+
+
+def _check(config: StudyConfig, base: Base, space: Space) -> tuple[str, ...]:
+    if not base.structure.groups and not any(room == "lowrank" for room, _ in space.methods()):
+        reasons = "; ".join(f"{f.name}: {f.reason}" for f in base.structure.frozen[:5])
+        raise BadInput(f"nothing of model {config.model.name!r} can be cut: {reasons or 'it has no groups'}")
+    space.check(base.structure)
+    low_rank = [name for room, name in space.methods() if room == "lowrank"]
+    found = (_reach(target, base, low_rank) for target in config.targets)
+    return tuple(warning for warning in found if warning is not None)
+
+
+def _reach(target: Target, base: Base, low_rank: Sequence[str]) -> str | None:
+    """Return a warning when only low rank meets a target. Raises UnreachableTarget when nothing does."""
+    failure = _try(target, base, None)
+    if failure is None:
+        return None
+    for name in low_rank:
+        if _try(target, base, cast(LowRank, rooms.build("lowrank", name))) is None:
+            return (
+                f"target {target_label(target)} is met only with low rank; recipes without it will fail there"
+            )
+    lowest, _ = base.structure.reachable_flops
+    raise UnreachableTarget(
+        f"target {target_label(target)} cannot be met by cutting channels"
+        f"{' and factorising layers' if low_rank else ''}: {failure}. "
+        f"Channels alone reach {lowest:.3f} to 1 of the FLOPs at most; raise the target, or free more of the model "
+        "(structure.exclude, structure.round_to)"
+    )
+
+
+def _try(target: Target, base: Base, low_rank: LowRank | None) -> str | None:
+    """Return why a uniform recipe does not meet a target, or None when it does."""
+    recipe = Recipe()
+    ones = {g.name: torch.ones(g.size) for g in base.structure.groups}
+    try:
+        repair(
+            base.structure,
+            Budget(flops=base.flops, params=base.params, target=target),
+            path=recipe.allocation.path(ones, base.structure) if ones else None,
+            low_rank=low_rank,
+            min_keep_fraction=recipe.min_keep_fraction,
+        )
+    except UnreachableTarget as error:
+        return str(error).rstrip(".")
+    return None
+
+
+def _train(config: StudyConfig, base: Base, data: Data, task: Task, listen: events.Listener) -> None:
+    if config.model.weights is not None:
+        return
+    total = total_samples(data, config.train_base)
+    last = -math.inf
+
+    def progress(done: int, loss: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 0.2 or done >= total:
+            last = now
+            listen(events.Preparing(step="base", detail=f"training, loss {loss:.3f}", done=done, total=total))
+
+    device = config.trial.torch_device()
+    train_base(
+        base.model,
+        data,
+        task,
+        config.train_base,
+        seed=derive_seed(config.seed, "base"),
+        progress=progress,
+        device=device,
+    )
+    base.model.cpu().eval()
+
+
+def _gather(config: StudyConfig, space: Space, bench: Bench, listen: events.Listener) -> None:
+    """Gather, once for all workers, the evidence that any recipe of the study can ask for."""
+    chosen = {name for room, name in space.methods() if room == "criteria"}
+    chosen |= {b.recipe.criterion.name for b in build_baselines(config.baselines) if b.recipe.criterion}
+    kinds = _needs(chosen)
+    if kinds:
+        listen(events.Preparing(step="evidence", detail=", ".join(sorted(kinds))))
+    bench.evidence.prepare(kinds)
+
+
+def _needs(criteria: Iterable[str]) -> frozenset[Evidence]:
+    classes = [cast("type[Criterion]", rooms.method_class("criteria", name)) for name in criteria]
+    return frozenset(kind for criterion in classes for kind in criterion.needs)
+
+
+def _measure_base(config: StudyConfig, bench: Bench) -> dict[str, float]:
+    metrics = metrics_of(measure(bench.model, bench))
+    if "latency" in config.objectives:
+        inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
+        metrics["latency_ms"] = latency_ms(bench.model, inputs)
+    if bench.data.test is not None:
+        size = bench.settings.eval_batch_size
+        found = evaluate(bench.model, bench.data.test, bench.task, size, device=bench.device)
+        metrics["test_accuracy"] = found.accuracy
+    return metrics
+
+
+def _forecast(config: StudyConfig, base: Base, data: Data) -> Forecast:
+    """Expect every baseline at every rung, and of the others one in `reduction` to go up."""
+    baselines = min(len(config.baselines) * len(config.targets), config.budget.trials)
+    searched = config.budget.trials - baselines
+    jobs = tuple(baselines + searched / config.rungs.reduction**rung for rung in range(config.rungs.top + 1))
+    whole = len(data.validation)
+    trained = sum(count * config.rungs.trained(rung) * len(data.train) for rung, count in enumerate(jobs))
+    forward = sum(count * min(config.rungs.samples(rung) or whole, whole) for rung, count in enumerate(jobs))
+    per_sample = _seconds_per_sample(base, data)
+    workers = config.executor.worker_count()
+    work = (_BACKWARD * trained + forward) * per_sample
+    # the cut models cost about their targets' share of the base model
+    share = sum(t.flops_fraction or t.params_fraction or 1.0 for t in config.targets) / len(config.targets)
+    return Forecast(
+        jobs=jobs,
+        trained_samples=trained,
+        forward_samples=forward,
+        seconds=work * share / workers,
+        workers=workers,
+    )
+
+
+def _seconds_per_sample(base: Base, data: Data) -> float:
+    inputs, _ = next(data.train.batches(_TIMED_BATCH, limit=_TIMED_BATCH))
+    count = min(_TIMED_BATCH, len(data.train))
+    return latency_ms(base.model, inputs, warm_up=1, repeats=3) / 1000 / count

@@ -1,0 +1,131 @@
+"""The worker: runs rungs of trials from what the run folder holds. One per process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import load_model
+
+from autoprune import artefact
+from autoprune.artefact import DataRecord, Manifest
+from autoprune.base import Base
+from autoprune.compressed import Compressed
+from autoprune.cost import latency_ms
+from autoprune.data import build_data
+from autoprune.errors import BadData, Failure
+from autoprune.files import append_line, read_json
+from autoprune.graph import Structure
+from autoprune.models import build_model
+from autoprune.recipe import Recipe
+from autoprune.seeds import derive_seed
+from autoprune.study.jobs import Job, JobResult
+from autoprune.study.run_folder import RunFolder
+from autoprune.tasks import build_task, evaluate
+from autoprune.trial import Bench, Cost, measure, metrics_of, prepare, train_on
+
+
+def make_worker(folder: Path) -> Worker:
+    """Return the worker of a run folder; the factory that executors get."""
+    return Worker(RunFolder(folder))
+
+
+class Worker:
+    """Runs jobs. What a trial needs between its rungs is the artefact in its folder, so any worker continues any trial.
+
+    bench: made from the run folder when it is not given.
+    """
+
+    def __init__(self, run: RunFolder, bench: Bench | None = None) -> None:
+        self._run = run
+        self._config = run.config()
+        self._bench = bench or load_bench(run)
+        self._base_metrics = read_json(run.base_file).get("metrics", {}) if run.base_file.is_file() else {}
+
+    def run(self, job: Job) -> JobResult:
+        """Run one job. Raises AutopruneError and whatever torch raises."""
+        return self._test(job) if job.kind == "test" else self._rung(job)
+
+    def _rung(self, job: Job) -> JobResult:
+        recipe = Recipe.parse(job.recipe, f"recipe of trial {job.trial}")
+        notes: tuple[str, ...] = ()
+        amounts: dict[str, object] = {}
+        if job.rung == 0:
+            prepared = prepare(recipe, self._bench, job.seed)
+            compressed, cost, notes = prepared.compressed, prepared.cost, prepared.notes
+            amounts = asdict(prepared.amounts)
+        else:
+            compressed, cost = self._trained(job, recipe)
+        measured = measure(compressed.model, self._bench, job.samples)
+        metrics = metrics_of(measured) | self._latency(job, compressed)
+        total = asdict(cost + measured.cost)
+        self._save(job, compressed, metrics, notes)
+        result = JobResult(metrics=metrics, cost=total, amounts=amounts, notes=notes)
+        append_line(self._run.trial(job.trial) / "metrics.jsonl", {"rung": job.rung} | result.plain())
+        return result
+
+    def _trained(self, job: Job, recipe: Recipe) -> tuple[Compressed, Cost]:
+        """Continue from the rung before. An artefact of this very rung is one whose result never arrived: keep it."""
+        folder = self._run.trial(job.trial)
+        found = artefact.load_compressed(folder, self._bench.base.model)
+        self._bench.laid_out(found.model.to(self._bench.device))
+        rung = artefact.read_manifest(folder).rung
+        if rung == job.rung:
+            return found, Cost()
+        if rung != job.rung - 1:
+            raise Failure(f"{folder} holds rung {rung} of the trial, rung {job.rung - 1} was expected")
+        seed = derive_seed(job.seed, "rung", job.rung)
+        return found, train_on(found.model, recipe, self._bench, seed, job.epochs)
+
+    def _test(self, job: Job) -> JobResult:
+        bench = self._bench
+        if bench.data.test is None:
+            raise BadData(f"data {bench.data.name!r} has no test split")
+        model = artefact.load(self._run.trial(job.trial), bench.base.model).to(bench.device)
+        found = evaluate(
+            model, bench.data.test, bench.task, bench.settings.eval_batch_size, device=bench.device
+        )
+        return JobResult(
+            metrics={"accuracy": found.accuracy, "loss": found.loss, "count": float(found.count)},
+            cost={"forward_samples": float(found.count)},
+        )
+
+    def _latency(self, job: Job, compressed: Compressed) -> dict[str, float]:
+        if not job.latency:
+            return {}
+        inputs, _ = next(self._bench.data.train.batches(1, limit=1, device=self._bench.device))
+        return {"latency_ms": latency_ms(compressed.model, inputs)}
+
+    def _save(
+        self, job: Job, compressed: Compressed, metrics: Mapping[str, float], notes: tuple[str, ...]
+    ) -> None:
+        config, data = self._config, self._bench.data
+        base = {f"base_{name}": value for name, value in self._base_metrics.items()}
+        manifest = Manifest(
+            model=config.model.model_copy(update={"weights": None}),
+            recipe=dict(job.recipe),
+            metrics={**metrics, **base},
+            seeds={"study": config.seed, "trial": job.seed},
+            data=DataRecord(
+                name=data.name, fingerprint=data.fingerprint, num_classes=data.num_classes, spec=config.data
+            ),
+            task=config.task,
+            study=config.name,
+            trial=job.trial,
+            rung=job.rung,
+            notes=notes,
+        )
+        artefact.save(self._run.trial(job.trial), compressed, manifest)
+
+
+def load_bench(run: RunFolder) -> Bench:
+    """Build everything that trials need from a prepared run folder."""
+    config = run.config()
+    data = build_data(config.data)
+    spec = config.model.model_copy(update={"weights": None})
+    model = build_model(spec, data.num_classes, seed=0)
+    load_model(model, run.base_weights)
+    structure = Structure.from_json(run.structure_file.read_text(encoding="utf-8"))
+    base = Base(model.eval(), structure, config.model)
+    return Bench(base, data, build_task(config.task), config.trial, run.evidence)

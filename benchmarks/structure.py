@@ -33,7 +33,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(
-        f"{_processor()}, {options.threads} thread(s), Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{_processor()}, {options.threads} thread(s), Python {platform.python_version()}, "
+        f"torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}, n = {options.repeats}, keep_fraction 0.5 in every group"
     )
     print(f"{'model':16} trace+verify s  deepcopy ms   cut ms  ratio  FLOPs us  groups")
@@ -61,9 +62,7 @@ def _row(name: str, model: nn.Module, example: torch.Tensor, repeats: int) -> No
 
 def _spread(structure: Structure) -> dict[str, np.ndarray]:
     """Every second unit: not the first half, which would be one contiguous copy."""
-    return {
-        name: np.arange(0, size, 2) for name, size in zip(structure.names, structure.group_sizes, strict=True)
-    }
+    return {name: np.arange(0, size, 2) for name, size in zip(structure.names, structure.group_sizes, strict=True)}
 
 
 def _medians(works: tuple[Callable[[], object], ...], repeats: int) -> list[float]:

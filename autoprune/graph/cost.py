@@ -98,9 +98,7 @@ class _Builder:
             params_fixed=float(sum(math.prod(structure.tensors[name].shape) for name in constant)),
             layer_terms=self._sizes({layer.weight: coefficients[layer.weight] for layer in layers}),
             layer_in=self._products([self._in(layer) for layer in layers]),
-            layer_out=self._products(
-                [(1.0, self._axis(layer.weight, self._out_axis(layer))) for layer in layers]
-            ),
+            layer_out=self._products([(1.0, self._axis(layer.weight, self._out_axis(layer))) for layer in layers]),
         )
 
     def _axes(self) -> tuple[FloatArray, FloatArray]:

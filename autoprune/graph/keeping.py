@@ -86,9 +86,7 @@ def _indices(structure: Structure, name: str, value: Any) -> IntArray:
     if raw.ndim != 1 or (raw.size and raw.dtype.kind not in "iu"):
         raise BadInput(f"keep[{name!r}] must be a flat sequence of integer unit indices in 0..{size - 1}")
     if not raw.size:
-        raise BadInput(
-            f"keep[{name!r}] is empty: at least {min(structure.round_to, size)} of {size} units must stay"
-        )
+        raise BadInput(f"keep[{name!r}] is empty: at least {min(structure.round_to, size)} of {size} units must stay")
     indices = np.unique(raw.astype(np.int64))
     if len(indices) != len(raw):
         raise BadInput(f"keep[{name!r}] names a unit twice; name each of 0..{size - 1} at most once")
@@ -110,9 +108,7 @@ def check_counts(structure: Structure, counts: NDArray[Any]) -> None:
     """Raise BadInput unless counts (G,) can be kept."""
     counts = np.asarray(counts)
     if counts.shape != structure.sizes.shape:
-        raise BadInput(
-            f"counts must have one entry for each of {len(structure.sizes)} groups, got {counts.shape}"
-        )
+        raise BadInput(f"counts must have one entry for each of {len(structure.sizes)} groups, got {counts.shape}")
     for name, size, count in zip(structure.names, structure.group_sizes, counts.tolist(), strict=True):
         if count != int(count):
             raise BadInput(f"group {name!r}: the number of kept units must be whole, got {count}")
@@ -155,6 +151,4 @@ def _restricted(plan: AxisPlan, kept: NDArray[np.bool_], number: IntArray) -> Ax
 def _narrowed(layer: Layer, widths: NDArray[np.float64]) -> Layer:
     into, out = round(float(widths[0])), round(float(widths[1]))
     depthwise = layer.groups > 1 and layer.groups == layer.in_features
-    return dataclasses.replace(
-        layer, in_features=into, out_features=out, groups=into if depthwise else layer.groups
-    )
+    return dataclasses.replace(layer, in_features=into, out_features=out, groups=into if depthwise else layer.groups)

@@ -32,11 +32,7 @@ class Candidate:
 def lock_excluded(traced: Traced, exclude: Sequence[str]) -> None:
     """Lock every tensor of the modules that a glob names. Raises BadInput for a glob that names none."""
     for glob in exclude:
-        hit = [
-            name
-            for name in traced.state
-            if any(_within(path, glob) for path in traced.relations.owners[name])
-        ]
+        hit = [name for name in traced.state if any(_within(path, glob) for path in traced.relations.owners[name])]
         if not hit and not any(fnmatchcase(path, glob) for path in traced.relations.modules):
             raise BadInput(f"exclude {glob!r} matches no module path; paths look like {_some(traced)}")
         for name in hit:
@@ -218,9 +214,7 @@ def _frozen(candidates: Sequence[Candidate], rel: Relations) -> list[FrozenGroup
         if candidate.why is None or key is None:
             continue
         why = candidate.why
-        frozen.append(
-            FrozenGroup(_owner(key, rel), len(candidate.members), why.operator, why.module, why.reason)
-        )
+        frozen.append(FrozenGroup(_owner(key, rel), len(candidate.members), why.operator, why.module, why.reason))
     return frozen
 
 

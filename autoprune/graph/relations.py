@@ -123,9 +123,7 @@ class Relations:
             self.roles.pop(key, None)
             self.roles[key] = role
 
-    def size(
-        self, value: Value | None, axis: int, attribute: str, multiply: int = 1, divide: int = 1
-    ) -> None:
+    def size(self, value: Value | None, axis: int, attribute: str, multiply: int = 1, divide: int = 1) -> None:
         """Note that `attribute` of the modules that hold this tensor counts the kept indices of that axis."""
         if value is None or value.source is None:
             return
@@ -139,9 +137,7 @@ class Relations:
                 divide,
             )
 
-    def count(
-        self, module: str, attribute: str, key: Key, now: int, multiply: int = 1, divide: int = 1
-    ) -> None:
+    def count(self, module: str, attribute: str, key: Key, now: int, multiply: int = 1, divide: int = 1) -> None:
         """Note one size attribute, if the module has it with the value it should have now."""
         held = getattr(self.modules.get(module), attribute, None)
         if isinstance(held, int) and not isinstance(held, bool) and held == now:

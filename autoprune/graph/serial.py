@@ -32,9 +32,7 @@ def to_json(structure: Structure) -> str:
     """Deterministic JSON text of the whole plan."""
     data: dict[str, Any] = {f.name: getattr(structure, f.name) for f in dataclasses.fields(structure)}
     for name in ("axes", "counters"):
-        data[name] = [
-            [p.tensor, p.axis, p.role.value, p.module, _runs(p.units)] for p in getattr(structure, name)
-        ]
+        data[name] = [[p.tensor, p.axis, p.role.value, p.module, _runs(p.units)] for p in getattr(structure, name)]
     for name in ("attributes", "terms", "layers", "frozen"):
         data[name] = [dataclasses.asdict(item) for item in data[name]]
     data["tensors"] = {name: [list(t.shape), t.is_parameter] for name, t in structure.tensors.items()}
@@ -47,18 +45,14 @@ def from_json(text: str) -> dict[str, Any]:
         data = json.loads(text)
         version = data.pop("format")
         if version != FORMAT:
-            raise BadInput(
-                f"structure of format {version}; this version reads {FORMAT}. Trace the model again"
-            )
+            raise BadInput(f"structure of format {version}; this version reads {FORMAT}. Trace the model again")
         for name in ("axes", "counters"):
             data[name] = tuple(AxisPlan(t, a, Role(r), m, _units(u)) for t, a, r, m, u in data[name])
         data["attributes"] = tuple(SizeAttribute(**item) for item in data["attributes"])
         data["terms"] = tuple(Term(**item) for item in data["terms"])
         data["frozen"] = tuple(FrozenGroup(**item) for item in data["frozen"])
         data["layers"] = tuple(_layer(item) for item in data["layers"])
-        data["tensors"] = {
-            name: Tensor(tuple(shape), kind) for name, (shape, kind) in data["tensors"].items()
-        }
+        data["tensors"] = {name: Tensor(tuple(shape), kind) for name, (shape, kind) in data["tensors"].items()}
         for name in ("names", "group_sizes", "unsupported"):
             data[name] = tuple(data[name])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -75,12 +69,7 @@ def _runs(units: IntArray) -> list[list[int]]:
     for value, repeat in zip(units[starts].tolist(), repeats, strict=True):
         if runs and runs[-1][2] == repeat and runs[-1][3] == 1 and value != runs[-1][0]:
             runs[-1][1], runs[-1][3] = value - runs[-1][0], 2
-        elif (
-            runs
-            and runs[-1][2] == repeat
-            and value == runs[-1][0] + runs[-1][1] * runs[-1][3]
-            and runs[-1][1]
-        ):
+        elif runs and runs[-1][2] == repeat and value == runs[-1][0] + runs[-1][1] * runs[-1][3] and runs[-1][1]:
             runs[-1][3] += 1
         else:
             runs.append([value, 0, repeat, 1])
@@ -98,9 +87,7 @@ def _layer(item: Mapping[str, Any]) -> Layer:
     fields = dict(item)
     for name in ("kernel", "stride", "padding", "dilation"):
         fields[name] = tuple(fields[name])
-    fields["calls"] = tuple(
-        Call(tuple(call["in_positions"]), tuple(call["out_positions"])) for call in fields["calls"]
-    )
+    fields["calls"] = tuple(Call(tuple(call["in_positions"]), tuple(call["out_positions"])) for call in fields["calls"])
     return Layer(**fields)
 
 

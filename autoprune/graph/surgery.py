@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -40,9 +40,7 @@ class Selection:
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON; axes become strings there."""
         return {
-            "kept": {
-                name: {str(axis): kept for axis, kept in axes.items()} for name, axes in self.kept.items()
-            },
+            "kept": {name: {str(axis): kept for axis, kept in axes.items()} for name, axes in self.kept.items()},
             "attributes": {module: dict(values) for module, values in self.attributes.items()},
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
         }
@@ -56,10 +54,7 @@ class Selection:
                     str(name): {int(axis): [int(i) for i in kept] for axis, kept in axes.items()}
                     for name, axes in data["kept"].items()
                 },
-                {
-                    str(m): {str(a): int(v) for a, v in values.items()}
-                    for m, values in data["attributes"].items()
-                },
+                {str(m): {str(a): int(v) for a, v in values.items()} for m, values in data["attributes"].items()},
                 {str(name): tuple(int(n) for n in shape) for name, shape in data["shapes"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -117,10 +112,9 @@ def apply_selection(model: nn.Module, selection: Selection | Mapping[str, Any]) 
         tensor = _checked(model, name, selection.shapes.get(name))
         smaller[id(tensor)] = _cut_tensor(tensor, _arrays(name, tensor, axes))
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for key, tensor in held.items():
-                if id(tensor) in smaller:
-                    held[key] = smaller[id(tensor)]
+        for held in (cast("dict[str, Any]", module._parameters), cast("dict[str, Any]", module._buffers)):
+            for key, found in held.items():
+                held[key] = smaller.get(id(found), found)
     _set_attributes(model, selection.attributes)
     return model
 
@@ -144,9 +138,7 @@ def tensor_by_name(model: nn.Module, name: str) -> Tensor:
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
-        raise WrongArtefact(
-            f"the model has no module {path!r}; was the structure traced on another model?"
-        ) from error
+        raise WrongArtefact(f"the model has no module {path!r}; was the structure traced on another model?") from error
     tensor = {**module._buffers, **module._parameters}.get(leaf)
     if tensor is None:
         raise WrongArtefact(f"the model has no tensor {name!r}; was the structure traced on another model?")
@@ -180,11 +172,7 @@ def _cut_tensor(tensor: Tensor, axes: Mapping[int, IntArray]) -> Tensor:
     # What removes most goes first, so that the second selection copies little.
     for axis in sorted(axes, key=lambda axis: len(axes[axis]) / tensor.shape[axis]):
         small = small.index_select(axis, torch.from_numpy(axes[axis]).to(tensor.device))
-    if (
-        tensor.dim() == 4
-        and tensor.is_contiguous(memory_format=torch.channels_last)
-        and not tensor.is_contiguous()
-    ):
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
         small = small.contiguous(memory_format=torch.channels_last)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(small, requires_grad=tensor.requires_grad)
@@ -196,8 +184,6 @@ def _set_attributes(model: nn.Module, attributes: Sizes) -> None:
         try:
             module = model.get_submodule(path)
         except AttributeError as error:
-            raise WrongArtefact(
-                f"the model has no module {path!r}, whose sizes the selection sets"
-            ) from error
+            raise WrongArtefact(f"the model has no module {path!r}, whose sizes the selection sets") from error
         for attribute, value in values.items():
             setattr(module, attribute, value)

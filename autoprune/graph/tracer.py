@@ -43,10 +43,7 @@ def trace_relations(model: nn.Module, inputs: Inputs) -> Traced:
     """Export `model` (an own copy in eval mode) and apply the rules. Raises TraceFailed."""
     names, state, owners = _state(model)
     rel = Relations(dict(model.named_modules()), owners, batch_size(inputs))
-    values = {
-        name: Value(tuple(t.shape), tuple(rel.labels.new(n) for n in t.shape), name)
-        for name, t in state.items()
-    }
+    values = {name: Value(tuple(t.shape), tuple(rel.labels.new(n) for n in t.shape), name) for name, t in state.items()}
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -58,15 +55,11 @@ def trace_relations(model: nn.Module, inputs: Inputs) -> Traced:
 
 def batch_size(inputs: Inputs) -> int:
     """Length of axis 0 of the first tensor input, one without any."""
-    tensors = [
-        item for item in (*inputs[0], *inputs[1].values()) if isinstance(item, torch.Tensor) and item.dim()
-    ]
+    tensors = [item for item in (*inputs[0], *inputs[1].values()) if isinstance(item, torch.Tensor) and item.dim()]
     return int(tensors[0].shape[0]) if tensors else 1
 
 
-def _walk_training(
-    model: nn.Module, inputs: Inputs, rel: Relations, names: dict[str, str], values: Any
-) -> None:
+def _walk_training(model: nn.Module, inputs: Inputs, rel: Relations, names: dict[str, str], values: Any) -> None:
     """Auxiliary heads run in training only: let them follow, without counting their cost."""
     rel.counting = False
     model.train()
@@ -106,8 +99,8 @@ def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     except Exception as error:
         raise TraceFailed(
             f"the model cannot be traced{where(model, error)}: {short(error)} "
-            f"Allowed is a forward pass whose steps do not depend on the data. Take the branch out of the traced "
-            f"model, or give an example input that fits."
+            f"Allowed is a forward pass whose steps do not depend on the data. "
+            f"Take the branch out of the traced model, or give an example input that fits."
         ) from error
 
 
@@ -162,9 +155,7 @@ def _walk(
             seen[node] = None
 
 
-def _placeholder(
-    node: torch.fx.Node, held: Mapping[str, str], names: dict[str, str], values: dict[str, Value]
-) -> Any:
+def _placeholder(node: torch.fx.Node, held: Mapping[str, str], names: dict[str, str], values: dict[str, Value]) -> Any:
     if node.name in held:
         return values[names[held[node.name]]]
     fake = node.meta.get("val")
@@ -207,11 +198,7 @@ def _operation(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> Operation
             else:
                 arguments[argument.name] = kwargs.get(argument.name, argument.default_value)
     fake = node.meta.get("val")
-    tensors = [
-        item
-        for item in (fake if isinstance(fake, list | tuple) else [fake])
-        if isinstance(item, torch.Tensor)
-    ]
+    tensors = [item for item in (fake if isinstance(fake, list | tuple) else [fake]) if isinstance(item, torch.Tensor)]
     scopes = _scopes(node)
     return Operation(
         name=_name(node.target),
@@ -250,17 +237,14 @@ def _values(found: Any) -> Iterator[Value]:
 
 
 def prepared(model: nn.Module) -> nn.Module:
-    """An own copy in eval mode. Raises TraceFailed for a model without real weights or that cannot be
-    copied."""
+    """An own copy in eval mode. Raises TraceFailed for lazy, meta and uncopyable models."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             raise TraceFailed(
                 f"{name!r} has no shape yet (a lazy module). Run the model once on an example input before tracing."
             )
         if tensor.is_meta:
-            raise TraceFailed(
-                f"{name!r} is on the meta device and has no values. Load real weights before tracing."
-            )
+            raise TraceFailed(f"{name!r} is on the meta device and has no values. Load real weights before tracing.")
     try:
         return copy.deepcopy(model).eval()
     except Exception as error:

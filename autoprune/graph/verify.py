@@ -30,9 +30,7 @@ Draw = Callable[[int, np.random.Generator], int]
 """How many units of a group of that size to keep."""
 
 
-def verified(
-    structure: Structure, model: nn.Module, inputs: tracer.Inputs, hints: Mapping[str, Why]
-) -> Structure:
+def verified(structure: Structure, model: nn.Module, inputs: tracer.Inputs, hints: Mapping[str, Why]) -> Structure:
     """Return the structure with every group that failed frozen, and the precision it was proven in.
 
     hints: group name -> what is known to be fixed in Python code about it.
@@ -58,9 +56,7 @@ def without(structure: Structure, frozen: Mapping[str, FrozenGroup]) -> Structur
         structure,
         names=tuple(name for name in structure.names if name not in frozen),
         group_sizes=tuple(
-            size
-            for name, size in zip(structure.names, structure.group_sizes, strict=True)
-            if name not in frozen
+            size for name, size in zip(structure.names, structure.group_sizes, strict=True) if name not in frozen
         ),
         axes=tuple(plan for plan in axes if (plan.units >= 0).any()),
         counters=tuple(_renumbered(plan, number) for plan in structure.counters),
@@ -83,9 +79,7 @@ def _to_one(size: int, generator: np.random.Generator) -> int:
     return 1
 
 
-def _frozen(
-    structure: Structure, problems: Mapping[str, Why], hints: Mapping[str, Why]
-) -> dict[str, FrozenGroup]:
+def _frozen(structure: Structure, problems: Mapping[str, Why], hints: Mapping[str, Why]) -> dict[str, FrozenGroup]:
     frozen = {}
     for name, problem in problems.items():
         hint = hints.get(name)
@@ -254,9 +248,7 @@ class _Trial:
 
     def _difference(self, cut: list[Tensor], masked: list[Tensor]) -> Why | None:
         if _shapes(cut) != _shapes(masked):
-            return Why(
-                "verification", "", f"outputs of shape {_shapes(cut)} after the cut, {_shapes(masked)} before"
-            )
+            return Why("verification", "", f"outputs of shape {_shapes(cut)} after the cut, {_shapes(masked)} before")
         for small, full in zip(cut, masked, strict=True):
             error = relative_error(small, full)
             if not error <= TOLERANCE[self.bench.precision]:

@@ -36,22 +36,18 @@ class Residual(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(
-            self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x))))) + self.shortcut(x)
-        )
+        return functional.relu(self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
 
 
 class ZeroPadShortcut(nn.Module):
-    def __init__(self, into: int, out: int, stride: int) -> None:
+    def __init__(self, into: int, out: int, stride: int, before: int) -> None:
         super().__init__()
-        self.pad_before = (out - into) // 2
+        self.pad_before = before
         self.pad_after = out - into - self.pad_before
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.pad(
-            x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad_before, self.pad_after)
-        )
+        return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad_before, self.pad_after))
 
 
 class FixedPad(nn.Module):
@@ -88,9 +84,7 @@ class Dense(nn.Module):
     def __init__(self, into: int, growth: int, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Sequential(
-                nn.BatchNorm2d(into + i * growth), nn.ReLU(), nn.Conv2d(into + i * growth, growth, 3, 1, 1)
-            )
+            nn.Sequential(nn.BatchNorm2d(into + i * growth), nn.ReLU(), nn.Conv2d(into + i * growth, growth, 3, 1, 1))
             for i in range(layers)
         )
 
@@ -219,13 +213,16 @@ def _networks() -> dict[str, tuple[nn.Module, Any]]:
             image(),
         ),
         "residual_projection": (residual(), image()),
-        "residual_zero_pad": (residual(lambda: ZeroPadShortcut(6, 10, 2)), image()),
-        "residual_uneven_pad": (residual(lambda: ZeroPadShortcut(5 + 1, 10, 2)), image(9)),
+        "residual_zero_pad": (residual(lambda: ZeroPadShortcut(6, 10, 2, before=2)), image()),
+        "residual_pad_behind": (residual(lambda: ZeroPadShortcut(6, 10, 2, before=0)), image(9)),
         "pre_activation": (
             nn.Sequential(conv_bn(3, 6), PreActivation(6), PreActivation(6), nn.BatchNorm2d(6), head(6)),
             image(),
         ),
-        "dense": (nn.Sequential(conv_bn(3, 6), Dense(6, 4, 3), conv_bn(18, 8, 1), Dense(8, 4, 2), head(16)), image()),
+        "dense": (
+            nn.Sequential(conv_bn(3, 6), Dense(6, 4, 3), conv_bn(18, 8, 1), Dense(8, 4, 2), head(16)),
+            image(),
+        ),
         "inception": (nn.Sequential(conv_bn(3, 6), Inception(6), Inception(14), head(14)), image()),
         "depthwise": (
             nn.Sequential(conv_bn(3, 8), conv_bn(8, 8, groups=8), conv_bn(8, 6, 1), head(6)),
@@ -235,30 +232,50 @@ def _networks() -> dict[str, tuple[nn.Module, Any]]:
             nn.Sequential(conv_bn(3, 8), conv_bn(8, 16, groups=8), conv_bn(16, 6, 1), head(6)),
             image(),
         ),
-        "grouped": (nn.Sequential(conv_bn(3, 8), conv_bn(8, 12, groups=4), conv_bn(12, 6, groups=2), head(6)), image()),
+        "grouped": (
+            nn.Sequential(conv_bn(3, 8), conv_bn(8, 12, groups=4), conv_bn(12, 6, groups=2), head(6)),
+            image(),
+        ),
         "squeeze_excite": (nn.Sequential(conv_bn(3, 8), SqueezeExcite(8), conv_bn(8, 6), head(6)), image()),
         "flatten_linear": (
             nn.Sequential(conv_bn(3, 6, stride=2), nn.Flatten(), nn.Linear(6 * 25, 9), nn.ReLU(), nn.Linear(9, 4)),
             image(),
         ),
-        "mlp": (nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 3)), torch.zeros(1, 6)),
+        "mlp": (
+            nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 3)),
+            torch.zeros(1, 6),
+        ),
         "mlp_on_sequences": (
-            nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)), torch.zeros(2, 5, 6)
+            nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)),
+            torch.zeros(2, 5, 6),
         ),
         "called_twice": (CalledTwice(), image()),
         "tied_weights": (TiedWeights(), image()),
-        "prelu": (nn.Sequential(nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.Conv2d(8, 6, 3), nn.PReLU(), head(6)), image()),
+        "prelu": (
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.Conv2d(8, 6, 3), nn.PReLU(), head(6)),
+            image(),
+        ),
         "norm_without_affine": (
-            nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU(), head(8)), image()
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU(), head(8)),
+            image(),
         ),
         "instance_norm": (
-            nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), head(6)), image()
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), head(6)),
+            image(),
         ),
         "transposed": (
-            nn.Sequential(conv_bn(3, 8, stride=2), nn.ConvTranspose2d(8, 6, 2, 2), nn.ReLU(), head(6)), image()
+            nn.Sequential(conv_bn(3, 8, stride=2), nn.ConvTranspose2d(8, 6, 2, 2), nn.ReLU(), head(6)),
+            image(),
         ),
         "one_dimensional": (
-            nn.Sequential(nn.Conv1d(2, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.AvgPool1d(2), nn.Flatten(), nn.Linear(32, 3)),
+            nn.Sequential(
+                nn.Conv1d(2, 8, 3),
+                nn.BatchNorm1d(8),
+                nn.ReLU(),
+                nn.AvgPool1d(2),
+                nn.Flatten(),
+                nn.Linear(32, 3),
+            ),
             torch.zeros(1, 2, 10),
         ),
         "two_inputs": (TwoInputs(), (image(), torch.zeros(1, 4))),
@@ -267,4 +284,4 @@ def _networks() -> dict[str, tuple[nn.Module, Any]]:
         "layer_scale": (LayerScale(), image()),
         "auxiliary_head": (Auxiliary(), image()),
         "chunked": (Chunked(), image()),
-    }  # fmt: skip
+    }

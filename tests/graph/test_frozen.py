@@ -112,9 +112,7 @@ def test_what_is_not_zero_for_a_removed_unit_is_frozen() -> None:
 
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 8), nn.LayerNorm([8, 10, 10])])
 def test_norms_across_channels_are_frozen(norm: nn.Module) -> None:
-    structure = trace(
-        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), norm, nn.Conv2d(8, 6, 3), head(6)), image()
-    )
+    structure = trace(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), norm, nn.Conv2d(8, 6, 3), head(6)), image())
     assert "statistics are taken over" in frozen(structure, "0").reason
     assert structure.names == ("2",)
 

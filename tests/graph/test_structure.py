@@ -75,7 +75,7 @@ def test_every_hidden_width_can_be_cut(name: str) -> None:
     assert not structure.unsupported
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_cut_equals_masked(name: str, seed: int) -> None:
     model, inputs, structure = traced(name)
@@ -90,7 +90,7 @@ def test_cut_equals_masked(name: str, seed: int) -> None:
         assert (whole - full).abs().max() > 1e-6 * largest, "masking changed nothing: the test is vacuous"
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_cost_equals_the_counter(name: str, seed: int) -> None:
     model, inputs, structure = traced(name)
@@ -136,9 +136,7 @@ def test_norm_without_tensors_follows() -> None:
     assert structure.cut(model, {"0": [0, 3, 4]})[1].num_features == 3  # type: ignore[index]
 
 
-@pytest.mark.parametrize(
-    "name", ["residual_zero_pad", "dense", "depthwise_multiplier_2", "grouped", "flatten_linear"]
-)
+@pytest.mark.parametrize("name", ["residual_zero_pad", "dense", "depthwise_multiplier_2", "grouped", "flatten_linear"])
 def test_restricted_structure_is_that_of_the_cut_model(name: str) -> None:
     model, inputs, structure = traced(name)
     model, inputs = in_double(model, inputs)
@@ -284,9 +282,7 @@ def test_selection_cuts_without_a_structure() -> None:
     fresh = copy.deepcopy(model)
     assert apply_selection(fresh, data) is fresh
     cut = structure.cut(model, keep)
-    for (key, tensor), (other_key, other) in zip(
-        fresh.state_dict().items(), cut.state_dict().items(), strict=True
-    ):
+    for (key, tensor), (other_key, other) in zip(fresh.state_dict().items(), cut.state_dict().items(), strict=True):
         assert key == other_key
         assert torch.equal(tensor, other)
     assert repr(fresh) == repr(cut)
@@ -366,6 +362,6 @@ def test_describe_gives_plain_rows() -> None:
     rows = json.loads(json.dumps(structure.describe()))
     first = rows["groups"][0]
     assert (first["name"], first["units"], first["min_units"]) == ("0.0", 8, 1)
-    # Seven of eight: all of layer one (3 inputs, 100 pixels) and of what layer two reads (12 outputs, 25 pixels).
+    # Seven of eight: of layer one (3 inputs, 100 pixels) and of what layer two reads (12 outputs, 25 pixels).
     assert first["flops_share"] == pytest.approx(7 * 2 * 9 * (3 * 100 + 12 * 25) / structure.flops())
     assert rows["frozen"][0]["reason"] == "output of the network"

@@ -47,10 +47,36 @@ def same(op: Operation, rel: Relations) -> tuple[Value, ...]:
 
 _ALIASES = ("detach", "alias", "lift_fresh_copy", "contiguous", "clone")
 _SAME = (
-    *_ALIASES, "to", "_to_copy", "dropout", "feature_dropout", "alpha_dropout", "relu", "relu6", "hardtanh", "hardswish",
-    "hardsigmoid", "silu", "gelu", "elu", "selu", "celu", "leaky_relu", "mish", "sigmoid", "tanh", "softplus",
-    "log_sigmoid", "softsign", "softshrink", "hardshrink", "threshold", "rrelu", "native_dropout", "type_as",
-)  # fmt: skip
+    *_ALIASES,
+    "to",
+    "_to_copy",
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "relu",
+    "relu6",
+    "hardtanh",
+    "hardswish",
+    "hardsigmoid",
+    "silu",
+    "gelu",
+    "elu",
+    "selu",
+    "celu",
+    "leaky_relu",
+    "mish",
+    "sigmoid",
+    "tanh",
+    "softplus",
+    "log_sigmoid",
+    "softsign",
+    "softshrink",
+    "hardshrink",
+    "threshold",
+    "rrelu",
+    "native_dropout",
+    "type_as",
+)
 
 RULES = {
     **dict.fromkeys(_SAME, same),

@@ -104,9 +104,7 @@ def _padded(op: Operation, rel: Relations, labels: Axis, before: int, after: int
         rel.labels.lock(labels, op.why("padded with something other than zeros, or cropped"))
         return None
     first, last = rel.labels.new(before), rel.labels.new(after)
-    rel.hints.append(
-        (np.concatenate([first, last]), op.why("Python code pads these channels by a fixed number"))
-    )
+    rel.hints.append((np.concatenate([first, last]), op.why("Python code pads these channels by a fixed number")))
     return np.concatenate([first, labels, last])
 
 

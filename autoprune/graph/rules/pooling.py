@@ -24,7 +24,8 @@ def over_last(dims: int) -> Callable[[Operation, Relations], tuple[Value, ...]]:
 _POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
 _RESIZES = {
     "upsample_nearest": (1, 2, 3), "_upsample_nearest_exact": (1, 2, 3), "upsample_linear": (1,),
-    "upsample_bilinear": (2,), "_upsample_bilinear2d_aa": (2,), "upsample_bicubic": (2,), "upsample_trilinear": (3,),
+    "upsample_bilinear": (2,), "_upsample_bilinear2d_aa": (2,), "upsample_bicubic": (2,),
+    "upsample_trilinear": (3,),
 }  # fmt: skip
 
 RULES = {

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from autoprune.base import Base, make_base
 from autoprune.data import Data
-from autoprune.data.build import as_data
+from autoprune.data.user import data_of
 from autoprune.recipe import Recipe
+from autoprune.settings import TrialSettings
+from autoprune.specs import DataSpec
 from autoprune.tasks import Task, build_task, check_fits
-from autoprune.trial import Bench, Outcome, TrialSettings, run_trial
+from autoprune.trial import Bench, Outcome, run_trial
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +42,7 @@ def compress(
     chosen = Recipe.parse(recipe or {})
     if target_flops is not None:
         chosen = chosen.with_target(flops_fraction=target_flops)
-    ready = as_data(data)
+    ready = data if isinstance(data, Data) else data_of(data, DataSpec(name="python:data"))
     base = model if isinstance(model, Base) else make_base(model, ready.example_inputs)
     kind = task or build_task()
     check_fits(base.model, ready, kind)

@@ -124,7 +124,9 @@ class PerItem:
     def searched(self) -> str:
         return f"{self.value.searched()}, one per {self.of}"
 
-    def resolve(self, where: str, value: float | Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    def resolve(
+        self, where: str, value: float | Mapping[str, float], names: Sequence[str]
+    ) -> dict[str, float]:
         """Return the value of every name. Raises BadRecipe for a key that matches none of them."""
         if not isinstance(value, Mapping):
             return dict.fromkeys(names, float(value))

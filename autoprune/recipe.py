@@ -11,7 +11,15 @@ from typing import Annotated, Any, Self, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    model_validator,
+)
 
 from autoprune import rooms
 from autoprune.allocation import Allocation
@@ -21,7 +29,6 @@ from autoprune.lowrank import LowRank
 from autoprune.normalisation import Normalisation
 from autoprune.recovery import Recovery
 from autoprune.schedules import Schedule
-
 
 T = TypeVar("T", bound=BaseModel)
 

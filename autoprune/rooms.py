@@ -74,7 +74,7 @@ def method_class(room: str, name: str) -> type[Method]:
     found = _outside(room)[name].load()
     if not (inspect.isclass(found) and issubclass(found, base_class(room))):
         raise AutopruneError(f"entry point {name!r} of autoprune.{room} is no {ROOMS[room]}: {found!r}")
-    return cast("type[Method]", found)
+    return found
 
 
 def build(room: str, config: str | Mapping[str, Any], where: str = "") -> Method:

@@ -6,14 +6,14 @@ training, `measure` follows each.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from autoprune.base import Base
@@ -25,28 +25,11 @@ from autoprune.evidence import ModelEvidence, Source
 from autoprune.graph import Structure
 from autoprune.normalisation import normalise
 from autoprune.recipe import Recipe
-from autoprune.recovery import RecoveryContext, RecoveryCost
+from autoprune.recovery import Cut, Recovery, RecoveryContext, RecoveryCost
 from autoprune.repair import Amounts, Budget, repair
 from autoprune.seeds import derive_seed
+from autoprune.settings import TrialSettings
 from autoprune.tasks import Task, evaluate
-
-
-class TrialSettings(BaseModel):
-    """What is the same for all trials of a study. Sizes are in samples."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    eval_batch_size: int = Field(default=512, ge=1, description="samples per batch of an evaluation")
-    evidence_batches: int = Field(default=16, ge=1, description="training batches that gradients are taken on")
-    evidence_batch_size: int = Field(default=64, ge=2, description="samples in each of them")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 ...")
-    mixed_precision: bool = Field(default=False, description="train in bfloat16 autocast")
-
-    def torch_device(self) -> torch.device:
-        """Return the device: with `auto` the GPU when there is one."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
 
 
 @dataclass(frozen=True)
@@ -67,7 +50,13 @@ class Bench:
     @functools.cached_property
     def model(self) -> nn.Module:
         """The base model where trials run, in eval mode. Not to be changed."""
-        return self.base.model.to(self.device).eval()
+        return self.laid_out(self.base.model.to(self.device).eval())
+
+    def laid_out(self, model: nn.Module) -> nn.Module:
+        """Return the model, in place, in the memory layout that the settings ask for."""
+        if self.settings.channels_last:
+            return model.to(memory_format=torch.channels_last)
+        return model
 
     @functools.cached_property
     def source(self) -> Source:
@@ -207,7 +196,9 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     Raises UnreachableTarget when the recipe cannot meet its target, BadRecipe when it suits no group of the model.
     """
     began, cost = time.perf_counter(), Cost()
-    state = _State(bench.model, bench.base.structure, {g.name: list(range(g.size)) for g in bench.base.structure.groups})
+    state = _State(
+        bench.model, bench.base.structure, {g.name: list(range(g.size)) for g in bench.base.structure.groups}
+    )
     evidence = bench.evidence.with_seed(seed)
     steps = recipe.schedule.steps()
     strength, notes = 0.0, dict[str, str]()
@@ -215,18 +206,28 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
         scores = _scores(recipe, state.structure, evidence, notes)
         amounts = _repair(recipe, bench, state.structure, scores, step.progress, strength)
         strength += amounts.strength
-        state = state.cut(_highest(scores, amounts.counts))
+        before, keep = state, _highest(scores, amounts.counts)
+        state = state.cut(keep)
+        bench.laid_out(state.model)
+        cost += _correct(state.model, recipe, bench, seed, before.structure, evidence, keep)
         if i + 1 < len(steps):
             cost += _settle(state.model, recipe, bench, seed)
             cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), step.epochs)
-            evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
+            evidence = ModelEvidence(
+                state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i)
+            )
     factors: tuple[Factor, ...] = ()
     if recipe.low_rank is not None:
         factors = factorise(state.model, recipe.low_rank, amounts.ranks)
+        bench.laid_out(state.model)
     cost += _settle(state.model, recipe, bench, seed)
     selection = bench.base.structure.selection(state.kept)
-    spent = Cost(trained_samples=cost.trained_samples, forward_samples=cost.forward_samples,
-                 seconds=time.perf_counter() - began, forward_seconds=cost.forward_seconds)
+    spent = Cost(
+        trained_samples=cost.trained_samples,
+        forward_samples=cost.forward_samples,
+        seconds=time.perf_counter() - began,
+        forward_seconds=cost.forward_seconds,
+    )
     return Prepared(
         compressed=Compressed(model=state.model, selection=selection, factors=factors),
         kept=state.kept,
@@ -283,7 +284,8 @@ class _State:
 
     def cut(self, keep: Mapping[str, list[int]]) -> _State:
         kept = {
-            name: [units[i] for i in keep[name]] if name in keep else units for name, units in self.kept.items()
+            name: [units[i] for i in keep[name]] if name in keep else units
+            for name, units in self.kept.items()
         }
         return _State(self.structure.cut(self.model, keep), self.structure.restrict(keep), kept)
 
@@ -345,15 +347,35 @@ def _highest(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[st
     return keep
 
 
+def _correct(
+    model: nn.Module,
+    recipe: Recipe,
+    bench: Bench,
+    seed: int,
+    structure: Structure,
+    evidence: ModelEvidence,
+    keep: Mapping[str, list[int]],
+) -> Cost:
+    """Run the recovery methods that correct layers right after a cut. `structure`, `evidence`: before the cut."""
+    methods = [r for r in recipe.recovery if r.follows_cut]
+    if not methods or not keep:
+        return Cost()
+    cut = Cut(structure=structure, evidence=evidence, selection=structure.selection(keep))
+    return _run(methods, model, dataclasses.replace(bench.recovery_context(seed), cut=cut))
+
+
 def _settle(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> Cost:
-    """Run the recovery methods that need no training, in order."""
+    """Run the other recovery methods that need no training."""
+    methods = [r for r in recipe.recovery if not r.trains and not r.follows_cut]
+    return _run(methods, model, bench.recovery_context(derive_seed(seed, "settle")))
+
+
+def _run(methods: Sequence[Recovery], model: nn.Module, context: RecoveryContext) -> Cost:
     total = Cost()
-    context = bench.recovery_context(derive_seed(seed, "settle"))
-    for method in recipe.recovery:
-        if not method.trains:
-            began = time.perf_counter()
-            spent = method.recover(model, context, 0.0)
-            total += _cost_of(spent, time.perf_counter() - began, forward=True)
+    for method in methods:
+        began = time.perf_counter()
+        spent = method.recover(model, context, 0.0)
+        total += _cost_of(spent, time.perf_counter() - began, forward=not method.follows_cut)
     return total
 
 

@@ -15,7 +15,8 @@ from autoprune.models import build_model
 from autoprune.models.training import train_base
 from autoprune.specs import ModelSpec, TrainSpec
 from autoprune.tasks import build_task
-from autoprune.trial import Bench, TrialSettings
+from autoprune.settings import TrialSettings
+from autoprune.trial import Bench
 
 torch.set_num_threads(1)
 

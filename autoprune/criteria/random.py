@@ -1,6 +1,6 @@
 """Random scores: the reference that every criterion has to beat.
 
-    score_C[c] ~ uniform(0, 1), drawn from the trial's seed and the group's name
+score_C[c] ~ uniform(0, 1), drawn from the trial's seed and the group's name
 """
 
 from __future__ import annotations

@@ -13,12 +13,26 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autoprune.data import Data
+    from autoprune.evidence import ModelEvidence
+    from autoprune.graph import Selection, Structure
     from autoprune.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cut:
+    """The cut that a model comes from: what was known of the model before it, and what was kept."""
+
+    structure: Structure
+    evidence: ModelEvidence
+    selection: Selection
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecoveryContext:
-    """What a recovery method works with. `teacher` is the base model in eval mode; it must not be changed."""
+    """What a recovery method works with. `teacher` is the base model in eval mode; it must not be changed.
+
+    `cut` is there for methods that say `follows_cut`.
+    """
 
     data: Data
     task: Task
@@ -26,6 +40,7 @@ class RecoveryContext:
     seed: int
     device: torch.device
     mixed_precision: bool = False
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +60,13 @@ class RecoveryCost:
 class Recovery(Method):
     """Wins back accuracy after a cut.
 
-    Methods with `trains` set get the epochs of a rung; the others run once after every cut.
+    Methods with `trains` set get the epochs of a rung. The others run once after every cut: first, before layers are
+    factorised, those that say `follows_cut`, which correct the cut layers one by one; then the rest.
     """
 
     room: ClassVar[str] = "recovery"
     trains: ClassVar[bool]
+    follows_cut: ClassVar[bool] = False
 
     @abstractmethod
     def recover(self, model: nn.Module, context: RecoveryContext, epochs: float) -> RecoveryCost:

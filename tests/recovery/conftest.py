@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 from autoprune.data import Data, TensorSplit
-from autoprune.recovery import RecoveryContext
+from autoprune.evidence import ModelEvidence, Source
+from autoprune.graph import trace
+from autoprune.recovery import Cut, RecoveryContext
 from autoprune.tasks import Task, classification
 
 MakeContext = Callable[..., RecoveryContext]
@@ -59,5 +62,29 @@ def make_context(network: MakeNetwork) -> MakeContext:
             teacher=network(seed=1) if teacher is None else teacher,
             **settings,
         )
+
+    return make
+
+
+@pytest.fixture
+def make_cut(make_context: MakeContext) -> Callable[..., Any]:
+    """Return a maker of (base model, cut model, context of the cut, inputs) of a small network in double precision."""
+
+    def make(
+        model: nn.Module | None = None, inputs: torch.Tensor | None = None, keep: Any = None
+    ) -> tuple[nn.Module, nn.Module, RecoveryContext, torch.Tensor]:
+        torch.manual_seed(0)
+        if model is None:
+            convs = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU())
+            model = nn.Sequential(*convs, nn.Flatten(), nn.Linear(6 * 36, 4)).double()
+        if inputs is None:
+            inputs = torch.randn(64, 3, 6, 6, dtype=torch.float64)
+        context = make_context(inputs, teacher=model.eval())
+        structure = trace(model, inputs[:2])
+        kept = {"0": [0, 2, 3, 6]} if keep is None else keep
+        source = Source(data=context.data, task=context.task, batches=1, batch_size=len(inputs), device=context.device)
+        evidence = ModelEvidence(model, structure, source, seed=0)
+        cut = Cut(structure=structure, evidence=evidence, selection=structure.selection(kept))
+        return model, structure.cut(model, kept), dataclasses.replace(context, cut=cut), inputs
 
     return make

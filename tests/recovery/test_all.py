@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,14 +12,18 @@ import torch
 from torch import nn
 
 from autoprune import rooms
-from autoprune.errors import TrialFailed
-from autoprune.recovery import Recovery
+from autoprune.errors import BadRecipe, TrialFailed
+from autoprune.recovery import Recovery, RecoveryContext
 
-NAMES = rooms.names("recovery")
 
 
 def recovery(name: str) -> Recovery:
     return cast(Recovery, rooms.build("recovery", name))
+
+
+# Methods that correct a model right after a cut have tests of their own below: alone they have nothing to do.
+NAMES = [name for name in rooms.names("recovery") if not recovery(name).follows_cut]
+AFTER_A_CUT = [name for name in rooms.names("recovery") if recovery(name).follows_cut]
 
 
 def epochs_for(method: Recovery, epochs: float) -> float:
@@ -27,6 +32,9 @@ def epochs_for(method: Recovery, epochs: float) -> float:
 
 def equal_states(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(v, second[k]) for k, v in first.items())
+
+
+MakeCut = Callable[[], tuple[nn.Module, nn.Module, RecoveryContext, torch.Tensor]]
 
 
 class Counter:
@@ -144,3 +152,33 @@ def test_mixed_precision_keeps_the_model_in_single_precision(
     floating = [v for v in model.state_dict().values() if v.is_floating_point()]
     assert {v.dtype for v in floating} == {torch.float32}
     assert all(bool(v.isfinite().all()) for v in floating)
+
+
+@pytest.mark.parametrize("name", AFTER_A_CUT)
+def test_a_correction_brings_the_cut_model_nearer_to_the_base_model(name: str, make_cut: MakeCut) -> None:
+    base, cut_model, context, inputs = make_cut()
+    corrected = copy.deepcopy(cut_model)
+    recovery(name).recover(corrected, context, 0.0)
+    with torch.no_grad():
+        before, after = ((m(inputs) - base(inputs)).square().mean() for m in (cut_model, corrected))
+    assert after < 0.8 * before
+    assert not any(m.training for m in corrected.modules())
+    shapes = [v.shape for v in cut_model.state_dict().values()]
+    assert [v.shape for v in corrected.state_dict().values()] == shapes
+
+
+@pytest.mark.parametrize("name", AFTER_A_CUT)
+def test_a_correction_is_repeatable_and_leaves_the_base_model_alone(name: str, make_cut: MakeCut) -> None:
+    base, cut_model, context, _ = make_cut()
+    before = copy.deepcopy(base.state_dict())
+    models = [copy.deepcopy(cut_model), copy.deepcopy(cut_model)]
+    for model in models:
+        recovery(name).recover(model, context, 0.0)
+    assert equal_states(models[0].state_dict(), models[1].state_dict())
+    assert equal_states(base.state_dict(), before)
+
+
+@pytest.mark.parametrize("name", AFTER_A_CUT)
+def test_without_a_cut_a_correction_says_so(name: str, network: Any, make_context: Any) -> None:
+    with pytest.raises(BadRecipe, match="cannot run on its own"):
+        recovery(name).recover(network(), make_context(), 0.0)

@@ -1,0 +1,7 @@
+"""Evidence: what criteria and recoveries look at. Gathered once per model, cached, shared by all trials."""
+
+from autoprune.evidence.kinds import Evidence, Source
+from autoprune.evidence.producers import mean_over_producers
+from autoprune.evidence.store import ModelEvidence
+
+__all__ = ["Evidence", "ModelEvidence", "Source", "mean_over_producers"]

@@ -33,7 +33,8 @@ def trace(
     inputs = tracer.as_inputs(example_inputs)
     own = tracer.prepared(model)
     total = _count(own, inputs)
-    traced = tracer.trace_relations(own, inputs)
+    with torch.random.fork_rng(tracer.devices(own)):
+        traced = tracer.trace_relations(own, inputs)
     plan.lock_excluded(traced, exclude)
     plan.lock_unread(traced)
     structure = plan.build(traced, total / tracer.batch_size(inputs), round_to, exclude)
@@ -53,7 +54,7 @@ def _count(model: nn.Module, inputs: tracer.Inputs) -> float:
     """FLOPs of one forward pass, which also shows whether the example input fits."""
     counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(), counter:
+        with torch.no_grad(), torch.random.fork_rng(tracer.devices(model)), counter:
             model(*inputs[0], **inputs[1])
     except Exception as error:
         raise TraceFailed(

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from autoprune.errors import TraceFailed
 from autoprune.graph import adapters, rules
@@ -59,12 +60,24 @@ def batch_size(inputs: Inputs) -> int:
     return int(tensors[0].shape[0]) if tensors else 1
 
 
+def twice(inputs: Inputs) -> Inputs:
+    """Two different samples for each one: in training, statistics over a batch of one do not exist."""
+
+    def convert(item: Any) -> Any:
+        if not isinstance(item, torch.Tensor) or not item.dim():
+            return item
+        return torch.cat([item, item + torch.randn_like(item) if item.is_floating_point() else item])
+
+    result: Inputs = pytree.tree_map(convert, inputs)
+    return result
+
+
 def _walk_training(model: nn.Module, inputs: Inputs, rel: Relations, names: dict[str, str], values: Any) -> None:
     """Auxiliary heads run in training only: let them follow, without counting their cost."""
     rel.counting = False
     model.train()
     try:
-        program = _export(model, inputs)
+        program = _export(model, twice(inputs))
     except TraceFailed:
         # Verification runs the training forward pass and freezes what breaks there.
         return
@@ -234,6 +247,11 @@ def _values(found: Any) -> Iterator[Value]:
     elif isinstance(found, Iterable) and not isinstance(found, str):
         for item in found:
             yield from _values(item)
+
+
+def devices(model: nn.Module) -> list[torch.device]:
+    """The CUDA devices that the model lives on, whose random state has to be kept too."""
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
 
 
 def prepared(model: nn.Module) -> nn.Module:

@@ -35,7 +35,7 @@ def verified(structure: Structure, model: nn.Module, inputs: tracer.Inputs, hint
 
     hints: group name -> what is known to be fixed in Python code about it.
     """
-    with torch.random.fork_rng(_devices(model)), torch.no_grad():
+    with torch.random.fork_rng(tracer.devices(model)), torch.no_grad():
         torch.manual_seed(0)
         bench = Bench.build(model, inputs)
         for draw in (_up_to_half, _to_one):
@@ -114,35 +114,15 @@ class Bench:
                 continue
             break
         _randomise(ready)
-        twice = _twice(given)
+        twice = tracer.twice(given)
         shapes = _train_shapes(ready, twice)
         return Bench(ready, given, None if isinstance(shapes, Exception) else twice, shapes, precision)
-
-
-def _devices(model: nn.Module) -> list[torch.device]:
-    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
 
 
 def _random_like(inputs: tracer.Inputs, dtype: torch.dtype) -> tracer.Inputs:
     def convert(item: Any) -> Any:
         if isinstance(item, Tensor) and item.is_floating_point():
             return item.to(dtype) + torch.randn(item.shape, dtype=dtype, device=item.device)
-        return item
-
-    result: tracer.Inputs = pytree.tree_map(convert, inputs)
-    return result
-
-
-def _twice(inputs: tracer.Inputs) -> tracer.Inputs:
-    """Two different samples for each: statistics over a batch of one do not exist."""
-
-    def convert(item: Any) -> Any:
-        if isinstance(item, Tensor) and item.dim():
-            return (
-                torch.cat([item, item + torch.randn_like(item)])
-                if item.is_floating_point()
-                else item.repeat_interleave(2, 0)
-            )
         return item
 
     result: tracer.Inputs = pytree.tree_map(convert, inputs)

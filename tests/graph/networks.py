@@ -182,6 +182,14 @@ class Auxiliary(nn.Module):
         return (self.head(x), self.aux(x)) if self.training else self.head(x)
 
 
+class NormalisedAuxiliary(Auxiliary):
+    """Normalises single numbers in training, which needs more than one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 7, 1), nn.BatchNorm2d(7), head(7))
+
+
 class Chunked(nn.Module):
     """A gated unit: one half scales the other."""
 
@@ -283,5 +291,6 @@ def _networks() -> dict[str, tuple[nn.Module, Any]]:
         "dict_output": (DictOutput(), image()),
         "layer_scale": (LayerScale(), image()),
         "auxiliary_head": (Auxiliary(), image()),
+        "normalised_auxiliary": (NormalisedAuxiliary(), image()),
         "chunked": (Chunked(), image()),
     }

@@ -100,7 +100,7 @@ class Controller:
         self._seen: dict[str, int] = {}
         self._used: set[int] = set()
         self._planned: set[tuple[str, str]] = set()
-        self._duplicates_in_a_row = 0
+        self._duplicates_in_a_row = self._left_waiting = 0
         self._tests_given = self._over = False
         self._restore()
 
@@ -224,7 +224,10 @@ class Controller:
     def _begin_trial(self) -> None:
         """Ask for trials until one has a job, or the budget is used up."""
         while not self._ready and self._budget_left():
-            if not self._waiting():
+            if self._left_waiting:
+                # enqueued by a driver that was killed before it asked
+                self._left_waiting -= 1
+            else:
                 self._enqueue(self._plan())
             self._give_recipe(self._study.ask())
 
@@ -343,16 +346,19 @@ class Controller:
             self._end(live, None, {})
 
     def _give_tests(self) -> None:
-        """Queue the test of every model of the front, and of the baselines, that has none yet."""
+        """Queue the test of every model that will be reported: front, best at each target, baselines."""
         if not self._test or self._tests_given:
             return
         self._tests_given = True
-        trials = [records.read_trial(t) for t in self._trials() if t.state.name == "COMPLETE"]
+        trials = [records.read_trial(t) for t in self._trials() if t.state is TrialState.COMPLETE]
         fronts = stopper.front_numbers([self._losses(t) for t in trials])
+        chosen = {t.number for t, front in zip(trials, fronts, strict=True) if front == 0 or t.baseline}
+        for target in {t.target_label for t in trials}:
+            here = [t for t in trials if t.target_label == target]
+            chosen.add(max(here, key=lambda t: (t.value("accuracy"), -t.number)).number)
         tested = self._study.user_attrs
-        for trial, front in zip(trials, fronts, strict=True):
-            known = f"{records.TEST}{trial.number}" in tested
-            if not known and (front == 0 or trial.baseline is not None):
+        for trial in trials:
+            if trial.number in chosen and f"{records.TEST}{trial.number}" not in tested:
                 self._ready.append(self._test_job(trial))
 
     def _losses(self, trial: records.TrialRecord) -> tuple[float, ...]:
@@ -396,8 +402,10 @@ class Controller:
             if record.state == "duplicate":
                 self._close_duplicate(trial)
                 continue
-            if record.state != "waiting":
-                self._count(record.number, record.baseline, record.target)
+            if record.state == "waiting":
+                self._left_waiting += 1
+                continue
+            self._count(record.number, record.baseline, record.target)
             if record.recipe is not None:
                 self._seen[_key(record.recipe)] = record.number
                 self._restore_points(record)
@@ -467,9 +475,6 @@ class Controller:
         self._used.add(number)
         if baseline is not None:
             self._planned.add((baseline, target_label(target)))
-
-    def _waiting(self) -> bool:
-        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def _trials(self) -> list[FrozenTrial]:
         return list(self._study.get_trials(deepcopy=False))

@@ -26,7 +26,7 @@ def main(number: int) -> None:
     except Exception as error:
         line.send(("broken", f"{type(error).__name__}: {error}"))
         raise
-    _limit_threads(threads)
+    limit_threads(threads)
     line.send(("ready", None))
     while True:
         line.send(("done", run_job(worker, inbox.get())))
@@ -44,8 +44,8 @@ def _listen(line: Connection, inbox: queue.SimpleQueue[Any]) -> None:
         os._exit(1)
 
 
-def _limit_threads(threads: int) -> None:
-    # the environment limits OpenMP; torch's own pool is limited here, if the worker uses torch at all
+def limit_threads(threads: int) -> None:
+    """Limit torch's own threads, if the worker uses torch at all; the environment limits OpenMP."""
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads)

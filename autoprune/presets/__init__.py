@@ -1,7 +1,7 @@
 """Presets: published methods that are a choice of parts.
 
-`presets/l1_filters.yaml` is the preset `l1_filters`: a recipe like any other, below a comment whose first line
-names the paper.
+`presets/l1_filters.yaml` is the preset `l1_filters`: a recipe like any other, below a comment whose first
+line names the paper.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ says test, of the validation split; costs are fractions of the base model's, exc
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -253,6 +255,17 @@ class Front:
             "baselines": [plain_trial(t) for t in self.baselines],
         }
 
+    def csv(self) -> str:
+        """Return the front and the baselines as CSV text with a header line."""
+        shown = {t.number: t for t in (*self.trials, *self.baselines)}
+        on_front = {t.number for t in self.trials}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for number, trial in shown.items():
+            writer.writerow(plain_trial(trial) | {"on_front": number in on_front})
+        return text.getvalue()
+
 
 _COSTS = ("flops_fraction", "flops", "params_fraction", "params", "latency_ms")
 CSV_COLUMNS = (
@@ -278,9 +291,7 @@ def plain_trial(trial: TrialRecord) -> dict[str, Any]:
     }
 
 
-_NOTHING_FINISHED = (
-    "no trial has finished yet, so there is nothing to choose from; 'autoprune launch' resumes"
-)
+_NOTHING_FINISHED = "no trial has finished yet, so there is nothing to choose from; 'autoprune launch' resumes"
 
 
 def _quality(trial: TrialRecord) -> tuple[float, float, int]:
@@ -296,9 +307,7 @@ def _within_flops(done: Sequence[TrialRecord], target: float) -> TrialRecord:
     found = best_at(done, target)
     if found is None:
         nearest = min(done, key=lambda t: (flops_fraction(t), -accuracy(t)))
-        raise BadInput(
-            f"no finished trial has at most {target:g} of the FLOPs; the nearest is {_told(nearest)}"
-        )
+        raise BadInput(f"no finished trial has at most {target:g} of the FLOPs; the nearest is {_told(nearest)}")
     return found
 
 

@@ -1,0 +1,107 @@
+"""Commands about a study's results: front, pick, report."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autoprune.cli import common
+from autoprune.errors import BadInput
+
+if TYPE_CHECKING:
+    from autoprune.report.front import Front
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run folder, or its name under runs/.", show_default=False)
+]
+
+
+def read_front(run: str) -> Front:
+    """Return the front of a run as it is recorded. Raises UnknownName for a run that does not exist."""
+    from autoprune.report.front import Front
+    from autoprune.study.records import read_study
+    from autoprune.study.run_folder import find_run
+
+    folder = find_run(run)
+    return Front.of(read_study(folder.config(), folder.path))
+
+
+def front(
+    run: RunArgument,
+    as_json: common.JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV, and nothing else, to standard output.")] = False,
+) -> None:
+    """Show the Pareto front, with the baselines at equal FLOPs."""
+    from autoprune.report import tables
+
+    if as_json and as_csv:
+        raise BadInput("--json and --csv exclude each other")
+    found = read_front(run)
+    if as_json:
+        common.print_json(found.plain())
+    elif as_csv:
+        typer.echo(found.csv(), nl=False)
+    elif not len(found):
+        typer.echo(f"No trial of {run} has finished yet. 'autoprune status {run}' shows how far it is.")
+    else:
+        tables.print_front(common.console(), found)
+        typer.echo(f"Next: autoprune pick {run} --trial {found.trials[0].number} --out DIR")
+
+
+def pick(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the model; new or empty.", show_default=False)],
+    target_flops: Annotated[
+        float | None, typer.Option(help="The most accurate with at most this share of the FLOPs.")
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="The cheapest with at least this validation accuracy (0 to 1).")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="The cheapest that loses at most this much accuracy (0.01: one point)."),
+    ] = None,
+    trial: Annotated[int | None, typer.Option(help="This trial.")] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="The best bend of the front.")] = False,
+    check: Annotated[bool, typer.Option(help="Evaluate the saved model in a fresh process.")] = True,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Save one model of the front as an artefact, checked in a fresh process."""
+    from autoprune.report.front import accuracy, accuracy_on_test, flops_fraction, plain_trial
+    from autoprune.report.tables import percent
+
+    chosen = read_front(run).pick(
+        target_flops=target_flops, min_accuracy=min_accuracy, max_drop=max_drop, trial=trial, knee=knee
+    )
+    folder = chosen.save(out, check=check)
+    found = chosen.trial
+    if as_json:
+        common.print_json({"folder": str(folder), "checked": check} | plain_trial(found))
+        return
+    tested = accuracy_on_test(found)
+    seen = f", test {percent(tested)}" if math.isfinite(tested) else ""
+    typer.echo(
+        f"Saved trial {found.number} to {folder}: {100 * flops_fraction(found):.1f} % of the FLOPs, "
+        f"validation accuracy {percent(accuracy(found))}{seen}"
+    )
+    if check:
+        typer.echo("Checked: a fresh process loads it and measures the same accuracy and FLOPs.")
+    typer.echo(f"Next: autoprune evaluate {folder}; autoprune export {folder} --format onnx")
+
+
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; report.html in the run folder.")] = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Write the HTML report of a run again."""
+    from autoprune.report.html import write_report
+
+    path = write_report(read_front(run), out)
+    if as_json:
+        common.print_json({"report": str(path)})
+    else:
+        typer.echo(f"Report: {path}")

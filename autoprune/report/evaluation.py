@@ -1,0 +1,80 @@
+"""Accuracy and cost of a saved model, on the data it was made with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoprune.errors import BadData, BadInput
+
+if TYPE_CHECKING:
+    from autoprune.artefact import Manifest
+    from autoprune.data import Data
+
+SPLITS = ("validation", "test")
+
+
+def artefact_data(manifest: Manifest, overrides: Mapping[str, Any], folder: str | Path) -> Data:
+    """Build the data that an artefact records. overrides: fields of its data spec, such as root.
+
+    Raises BadInput when it records none, or when it cannot be read.
+    """
+    from autoprune.artefact import check_reference
+    from autoprune.data import build_data
+
+    if manifest.data is None or manifest.data.spec is None:
+        raise BadInput(f"{folder} does not record how to build its data; the model was made from a data object")
+    check_reference(manifest.data.spec.name, "data set")
+    return build_data(manifest.data.spec.model_dump(exclude_unset=True) | dict(overrides))
+
+
+def evaluate_artefact(
+    folder: str | Path,
+    splits: tuple[str, ...] = SPLITS,
+    *,
+    samples: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    batch_size: int = 512,
+    latency: bool = False,
+) -> dict[str, Any]:
+    """Load an artefact and measure it: accuracy, loss and count by split, FLOPs and parameters.
+
+    samples: at most that many of each split, the same every time. latency: also time one forward pass of a batch of
+    one. A split that the data lacks is None. Raises BadInput, WrongArtefact, BadData.
+    """
+    from autoprune import artefact
+    from autoprune.artefact import check_reference
+    from autoprune.cost import count_flops, count_params, latency_ms
+    from autoprune.settings import TrialSettings
+    from autoprune.tasks import build_task, evaluate
+
+    manifest = artefact.read_manifest(folder)
+    model = artefact.load(folder)
+    data = artefact_data(manifest, overrides or {}, folder)
+    for reference in (manifest.task.loss, manifest.task.metric):
+        check_reference(reference or "", "task")
+    task = build_task(manifest.task)
+    place = TrialSettings(device=device).torch_device()
+    found: dict[str, Any] = {}
+    for name in splits:
+        split = getattr(data, name)
+        if split is None and len(splits) == 1:
+            raise BadData(f"data {data.name!r} has no {name} split")
+        measured = None if split is None else evaluate(model, split, task, batch_size, limit=samples, device=place)
+        found[name] = measured and {
+            "accuracy": measured.accuracy,
+            "loss": measured.loss,
+            "count": measured.count,
+        }
+    one, _ = next(data.validation.batches(1, limit=1, device=place))
+    model.to(place)
+    found |= {"flops": count_flops(model, one), "params": count_params(model)}
+    if latency:
+        found["latency_ms"] = latency_ms(model, one)
+    return found | {
+        "metric": manifest.task.metric_name,
+        "recorded": dict(manifest.metrics),
+        "same_data": data.fingerprint == manifest.data.fingerprint if manifest.data else None,
+    }

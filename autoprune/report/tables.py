@@ -1,0 +1,246 @@
+"""Tables for a terminal. Without one they come out as plain text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of
+from autoprune.study.records import TrialRecord
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autoprune.report.catalogue import Entry
+
+REFERENCE = "uniform_l1"
+"""The baseline that the front is compared with, where a study has it."""
+
+_SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def human(value: float) -> str:
+    """Return a count with three digits and a unit.
+
+    >>> human(1_527_424), human(77_754), human(512)
+    ('1.53M', '77.8k', '512')
+    """
+    if not math.isfinite(value):
+        return "-"
+    for scale, unit in _SCALES:
+        if value >= scale * 0.9995:
+            return f"{value / scale:.3g}{unit}" if value < scale * 999.5 else f"{value / scale:.0f}{unit}"
+    return f"{value:.0f}"
+
+
+def percent(value: float) -> str:
+    """Return a share as per cent with two digits, `-` where there is none.
+
+    >>> percent(0.97215), percent(float("nan"))
+    ('97.21 %', '-')
+    """
+    return f"{100 * value:.2f} %" if math.isfinite(value) else "-"
+
+
+def points(value: float) -> str:
+    """Return a difference of shares in percentage points, with its sign."""
+    return f"{100 * value:+.2f}" if math.isfinite(value) else "-"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a short duration.
+
+    >>> duration(8.4), duration(75), duration(3725)
+    ('8.4 s', '1 min 15 s', '1 h 02 min')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    if minutes < 60:
+        return f"{minutes} min {round(seconds) % 60:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def print_front(console: Console, front: Front) -> None:
+    """Print the front and the baselines, target by target, below the base model."""
+    console.print(front_table(front))
+    console.print(_legend(front))
+
+
+def front_table(front: Front) -> Table:
+    """Return the front with the baselines at equal FLOPs."""
+    with_latency = any("latency_ms" in t.metrics for t in front)
+    table = Table(box=box.SIMPLE, title=f"Front of {front.record.config.name}", title_justify="left")
+    columns = [
+        "model",
+        "FLOPs",
+        "of base",
+        "params",
+        "of base",
+        "validation",
+        "vs " + REFERENCE,
+        "test",
+        "by rung",
+    ]
+    if with_latency:
+        columns.insert(5, "latency")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("model", "by rung") else "right", no_wrap=True)
+    table.add_row(*_base_cells(front.base, with_latency), end_section=True)
+    for section in _sections(front):
+        for i, trial in enumerate(section):
+            cells = _trial_cells(front, trial, with_latency)
+            style = None if trial in front.trials else "dim"
+            table.add_row(*cells, style=style, end_section=i + 1 == len(section))
+    return table
+
+
+def _sections(front: Front) -> list[list[TrialRecord]]:
+    """Return front members and baselines by target, largest target first; a target without any is left out."""
+    shown = {t.number: t for t in (*front.trials, *front.baselines)}
+    by_target: dict[str, list[TrialRecord]] = {}
+    for trial in sorted(shown.values(), key=lambda t: (-flops_fraction(t), -accuracy(t))):
+        by_target.setdefault(trial.target_label, []).append(trial)
+    return [sorted(trials, key=lambda t: -accuracy(t)) for trials in by_target.values()]
+
+
+def _base_cells(base: Mapping[str, float], with_latency: bool) -> list[str]:
+    latency = [_ms(base.get("latency_ms", math.nan))] if with_latency else []
+    return [
+        "base model",
+        human(base.get("flops", math.nan)),
+        "100 %",
+        human(base.get("params", math.nan)),
+        "100 %",
+        *latency,
+        percent(base.get("accuracy", math.nan)),
+        "",
+        percent(base.get("test_accuracy", math.nan)),
+        "",
+    ]
+
+
+def _trial_cells(front: Front, trial: TrialRecord, with_latency: bool) -> list[str]:
+    metrics = trial.metrics
+    star = "* " if trial in front.trials else "  "
+    latency = [_ms(metrics.get("latency_ms", math.nan))] if with_latency else []
+    return [
+        star + (name_of(trial) if trial.baseline is None else f"{trial.baseline} ({trial.number})"),
+        human(metrics.get("flops", math.nan)),
+        _share(flops_fraction(trial)),
+        human(metrics.get("params", math.nan)),
+        _share(metrics.get("params_fraction", math.nan)),
+        *latency,
+        percent(accuracy(trial)),
+        points(gain(front, trial)),
+        percent(accuracy_on_test(trial)),
+        " > ".join(f"{100 * r.metrics.get('accuracy', math.nan):.1f}" for r in trial.rungs),
+    ]
+
+
+def gain(front: Front, trial: TrialRecord) -> float:
+    """Return the validation accuracy over the reference baseline's at the same target, NaN without one."""
+    same = [b for b in front.baselines if b.baseline == REFERENCE and b.target_label == trial.target_label]
+    return accuracy(trial) - accuracy(same[0]) if same and trial.baseline != REFERENCE else math.nan
+
+
+def _legend(front: Front) -> str:
+    config = front.record.config
+    epochs = ", ".join(f"{e:g}" for e in config.rungs.epochs)
+    return (
+        "* on the front. FLOPs are 2 x MACs for one sample. validation: accuracy on the split that the search saw; "
+        f"test: on the split\nthat it did not see, '-' where not measured. by rung: validation accuracy in per cent "
+        f"after {epochs} epochs."
+    )
+
+
+def print_best_by_target(console: Console, front: Front) -> None:
+    """Print the best model so far at every target."""
+    table = Table(box=box.SIMPLE, title="Best so far", title_justify="left")
+    for column in ("target", "model", "FLOPs", "validation", "vs " + REFERENCE):
+        table.add_column(column, justify="left" if column in ("target", "model") else "right")
+    for target in targets_of(front):
+        best = front.best_of(target)
+        if best is None:
+            table.add_row(target, "-", "-", "-", "-")
+        else:
+            cells = (human(best.metrics["flops"]), percent(accuracy(best)), points(gain(front, best)))
+            table.add_row(target, name_of(best), *cells)
+    console.print(table)
+
+
+def targets_of(front: Front) -> tuple[str, ...]:
+    """Return the short names of a study's targets."""
+    from autoprune.study.config import target_label
+
+    return tuple(target_label(t) for t in front.record.config.targets)
+
+
+def best_plain(front: Front) -> dict[str, Any]:
+    """Return the best trial of every target as plain data."""
+    found = {target: front.best_of(target) for target in targets_of(front)}
+    return {
+        target: best and {"trial": best.number, "accuracy": accuracy(best), "flops_fraction": flops_fraction(best)}
+        for target, best in found.items()
+    }
+
+
+def counts_by_state(trials: Sequence[TrialRecord]) -> dict[str, int]:
+    """Return how many trials are in each state; duplicates, which never ran, are left out."""
+    states = ("done", "stopped", "failed", "running", "waiting")
+    return {state: sum(t.state == state for t in trials) for state in states}
+
+
+def print_failures(console: Console, trials: Sequence[TrialRecord]) -> None:
+    """Print failed trials with their reasons, if there are any."""
+    failed = [t for t in trials if t.state == "failed"]
+    if not failed:
+        return
+    table = Table(box=box.SIMPLE, title="Failed trials", title_justify="left")
+    for column in ("trial", "kind", "reason"):
+        table.add_column(column)
+    for trial in failed:
+        table.add_row(str(trial.number), trial.error_kind or "-", trial.error or "-")
+    console.print(table)
+
+
+def print_mapping(console: Console, title: str, rows: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
+    """Print rows of text under a title."""
+    table = Table(box=box.SIMPLE, title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_catalogue(console: Console, found: Sequence[Entry]) -> None:
+    """Print methods and presets by room, each with its paper and its hyperparameters."""
+    room = ""
+    for entry in found:
+        if entry.room != room:
+            room = entry.room
+            console.print(f"\n[bold]{room}[/bold]")
+        console.print(f"  [bold]{entry.name}[/bold]  {entry.summary}", soft_wrap=True)
+        console.print(f"      {entry.paper}", style="dim", soft_wrap=True)
+        for h in entry.hyperparameters:
+            line = f"      {h.name} = {h.default}   {h.valid}; searched {h.search}   {h.help}"
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def as_text(value: Any) -> str:
+    """Return a value of a configuration as it would stand in YAML's flow style."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %" if math.isfinite(value) else "-"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.2f} ms" if math.isfinite(value) else "-"

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autoprune.errors import LossNotFinite, OutOfMemory, TrialFailed
 from autoprune.files import append_line
@@ -99,3 +100,10 @@ def fake_metrics(job: Job) -> dict[str, float]:
         "params_fraction": fraction,
         "latency_ms": 10 * fraction,
     }
+
+
+def example_space(trial: Any) -> Recipe:
+    """Return a recipe drawn from an Optuna trial: a search space as a function."""
+    criterion = trial.suggest_categorical("criterion", ["l1_norm", "l2_norm"])
+    lr = trial.suggest_float("lr", 0.005, 0.1, log=True)
+    return Recipe.parse({"criterion": criterion, "recovery": ["bn_reestimation", {"name": "finetune", "lr": lr}]})

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-_DUPLICATES_IN_A_ROW = 8
+_DUPLICATES_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from autoprune.search.objectives import METRIC_OF
 from autoprune.study.config import StudyConfig, expand, target_label
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
+    from optuna.storages import BaseStorage, RDBStorage
     from optuna.trial import FrozenTrial
 
 State = Literal["waiting", "running", "done", "stopped", "failed", "duplicate"]
@@ -149,16 +149,20 @@ def read_study(config: StudyConfig, folder: Path) -> StudyRecord:
     if config.storage is None and not (folder / "study.db").exists():
         return StudyRecord(config=config, folder=folder, trials=(), base={})
     with opened(config, folder) as storage:
-        try:
-            study = storage.get_study_id_from_name(config.name)
-        except KeyError:
-            raise UnknownName(f"the storage holds no study named {config.name!r}") from None
-        attributes = storage.get_study_user_attrs(study)
-        trials = tuple(read_trial(t, attributes) for t in storage.get_all_trials(study, deepcopy=False))
+        return record_of(storage, config, folder)
+
+
+def record_of(storage: BaseStorage, config: StudyConfig, folder: Path) -> StudyRecord:
+    """Return a study's record from an open storage. Raises UnknownName when it does not hold the study."""
+    try:
+        study = storage.get_study_id_from_name(config.name)
+    except KeyError:
+        raise UnknownName(f"the storage holds no study named {config.name!r}") from None
+    attributes = storage.get_study_user_attrs(study)
     return StudyRecord(
         config=config,
         folder=folder,
-        trials=trials,
+        trials=tuple(read_trial(t, attributes) for t in storage.get_all_trials(study, deepcopy=False)),
         base=attributes.get(BASE, {}),
         seconds=attributes.get(ELAPSED, 0.0),
     )

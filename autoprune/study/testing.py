@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,8 +45,8 @@ def fake_structure(names: Sequence[str] = ("stem", "block1", "block2")) -> FakeS
 class FakeWorker:
     """Answers jobs at once, the same for the same recipe, seed and rung; its own factory by `replace` or pickling.
 
-    fail: trial to what goes wrong at its rung 0: `nan`, `loss`, `memory`, `error`, `killed` (each time),
-    `killed_once` (needs `folder`).
+    fail: trial to what goes wrong at its rung 0: `loss`, `memory`, `error`, `killed`; `killed_once` and `hangs_once`
+    go wrong the first time only and need `folder` to remember.
     folder: where every job run is noted, one line each, in jobs.jsonl.
     """
 
@@ -59,7 +60,8 @@ class FakeWorker:
     def run(self, job: Job) -> JobResult:
         """Answer a job. Accuracy grows with the rung and peaks at a learning rate of 0.03."""
         if self.folder is not None:
-            append_line(self.folder / "jobs.jsonl", {"trial": job.trial, "kind": job.kind, "rung": job.rung})
+            noted = {"trial": job.trial, "kind": job.kind, "rung": job.rung, "process": os.getpid()}
+            append_line(self.folder / "jobs.jsonl", noted)
         if job.rung == 0 and job.kind == "rung":
             self._go_wrong(job)
         return JobResult(
@@ -76,10 +78,12 @@ class FakeWorker:
             raise TrialFailed("something else")
         if what == "killed" or (what == "killed_once" and self._first_time(job)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "hangs_once" and self._first_time(job):
+            threading.Event().wait()
 
     def _first_time(self, job: Job) -> bool:
-        assert self.folder is not None, "killed_once needs a folder to remember in"
-        mark = self.folder / f"killed-{job.trial}"
+        assert self.folder is not None, "what goes wrong once needs a folder to remember in"
+        mark = self.folder / f"once-{job.trial}"
         known = mark.exists()
         mark.touch()
         return not known

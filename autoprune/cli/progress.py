@@ -161,10 +161,10 @@ class Lines:
                 resumed = f", {event.finished} finished before" if event.finished else ""
                 return f"{event.trials} trials, targets {', '.join(event.targets)}{resumed}"
             case events.TrialDone():
-                name = _name(event.trial, event.baseline)
+                name = f"{_name(event.trial, event.baseline)}, {event.target}"
                 if event.state != "done":
-                    return f"{count} {name} ({event.target}): stopped"
-                return f"{count} {name} ({event.target}): done, accuracy {100 * event.metrics['accuracy']:.2f} %"
+                    return f"{count} {name}: stopped"
+                return f"{count} {name}: done, accuracy {100 * event.metrics['accuracy']:.2f} %"
             case events.TrialFailed():
                 return f"{count} trial {event.trial} failed at rung {event.rung}: {event.kind}: {event.message}"
             case events.JobRetried():

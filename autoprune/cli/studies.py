@@ -50,6 +50,7 @@ def launch(
     from autoprune.cli.progress import following
     from autoprune.report.front import Front
     from autoprune.report.html import write_report
+    from autoprune.report.provenance import note_machine
     from autoprune.study.config import load
     from autoprune.study.launch import launch as run
     from autoprune.study.run_folder import default_run
@@ -74,6 +75,7 @@ def launch(
             f"interrupted; everything finished is kept in {folder}. The same command goes on from there",
             common.INTERRUPTED,
         )
+    note_machine(record.folder)
     found = Front.of(record)
     path = write_report(found)
     if as_json:
@@ -226,9 +228,9 @@ def _print_preflight(found: Preflight) -> None:
         for g in structure["groups"]
     ]
     columns = ("group", "units", "least", "FLOPs it alone can save")
-    tables.print_mapping(out, f"{len(groups)} groups that can be cut", groups, columns)
+    tables.print_mapping(out, f"Groups that can be cut: {len(groups)}", groups, columns)
     frozen = [[f["name"], str(f["size"]), f["module"], f["reason"]] for f in structure["frozen"]]
-    tables.print_mapping(out, f"{len(frozen)} frozen groups", frozen, ("group", "units", "module", "why"))
+    tables.print_mapping(out, f"Frozen groups: {len(frozen)}", frozen, ("group", "units", "module", "why"))
     if structure["unsupported"]:
         typer.echo(f"Operators without a rule: {', '.join(structure['unsupported'])}")
     low, high = found.reachable_flops

@@ -284,7 +284,7 @@ def plain_trial(trial: TrialRecord) -> dict[str, Any]:
         "accuracy": _or_none(accuracy(trial)),
         "test_accuracy": _or_none(accuracy_on_test(trial)),
         "accuracy_by_rung": [_or_none(r.metrics.get("accuracy", math.nan)) for r in trial.rungs],
-        **{cost: _or_none(trial.metrics.get(cost, math.nan)) for cost in _COSTS},
+        **{cost: _cost(trial, cost) for cost in _COSTS},
         "seconds": trial.cost.get("seconds"),
         "error": trial.error,
         "recipe": None if trial.recipe is None else dict(trial.recipe),
@@ -292,6 +292,11 @@ def plain_trial(trial: TrialRecord) -> dict[str, Any]:
 
 
 _NOTHING_FINISHED = "no trial has finished yet, so there is nothing to choose from; 'autoprune launch' resumes"
+
+
+def _cost(trial: TrialRecord, name: str) -> float | None:
+    value = _or_none(trial.metrics.get(name, math.nan))
+    return value if value is None or name not in ("flops", "params") else int(value)
 
 
 def _quality(trial: TrialRecord) -> tuple[float, float, int]:

@@ -55,8 +55,8 @@ def render(front: Front) -> str:
             _about_section(front),
         ]
     )
-    # "</" would end the script element; "<\/" is the same string in JSON.
-    data = json.dumps(drawn).replace("</", "<\\/")
+    # A "<" could end or nest the script element; in JSON its escape is the same.
+    data = json.dumps(drawn).replace("<", "\\u003c")
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -111,7 +111,7 @@ def _best_card(front: Front, best: TrialRecord) -> str:
     lead = gain(front, best)
     compared = ""
     if math.isfinite(lead):
-        kind = "good" if lead >= 0 else "bad"
+        kind = "good" if lead > 0 else "bad" if lead < 0 else ""
         compared = f'<br><span class="{kind}">{points(lead)} points</span> against {REFERENCE}'
     return _card(_target_name(best.target_label), percent(accuracy(best)), _text(", ".join(more)) + compared)
 

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from safetensors.torch import save_model
 
-from autoprune import rooms
+from autoprune import rooms, threads
 from autoprune.base import Base, make_base
 from autoprune.cost import latency_ms
-from autoprune.criteria import Criterion
 from autoprune.data import Data, build_data
 from autoprune.errors import BadInput, UnreachableTarget
 from autoprune.evidence import Evidence
@@ -73,6 +72,11 @@ def preflight(config: StudyConfig, listen: events.Listener = events.ignore) -> P
 
     Raises BadInput of all kinds: UnreachableTarget, BadData, TraceFailed, BadRecipe, UnknownName.
     """
+    with threads.limited(config.executor.threads):
+        return _preflight(config, listen)
+
+
+def _preflight(config: StudyConfig, listen: events.Listener) -> Preflight:
     space = load_space(config.search_space)
     build_baselines(config.baselines)
     listen(events.Preparing(step="data", detail=config.data.name))
@@ -100,6 +104,11 @@ def prepare_run(run: RunFolder, config: StudyConfig, listen: events.Listener) ->
     """
     if run.base_file.is_file():
         return
+    with threads.limited(config.executor.threads):
+        _fill(run, config, listen)
+
+
+def _fill(run: RunFolder, config: StudyConfig, listen: events.Listener) -> None:
     space = load_space(config.search_space)
     listen(events.Preparing(step="data", detail=config.data.name))
     data, task = build_data(config.data), build_task(config.task)
@@ -115,9 +124,7 @@ def prepare_run(run: RunFolder, config: StudyConfig, listen: events.Listener) ->
     bench = Bench(Base(base.model, base.structure, base.spec), data, task, config.trial, run.evidence)
     _gather(config, space, bench, listen)
     listen(events.Preparing(step="base", detail="measuring"))
-    write_json(
-        run.base_file, {"fingerprint": bench.base.fingerprint, "metrics": _measure_base(config, bench)}
-    )
+    write_json(run.base_file, {"fingerprint": bench.base.fingerprint, "metrics": _measure_base(config, bench)})
 
 
 def _base(config: StudyConfig, data: Data, task: Task) -> Base:
@@ -149,9 +156,7 @@ def _reach(target: Target, base: Base, low_rank: Sequence[str]) -> str | None:
         return None
     for name in low_rank:
         if _try(target, base, cast(LowRank, rooms.build("lowrank", name))) is None:
-            return (
-                f"target {target_label(target)} is met only with low rank; recipes without it will fail there"
-            )
+            return f"target {target_label(target)} is met only with low rank; recipes without it will fail there"
     lowest, _ = base.structure.reachable_flops
     raise UnreachableTarget(
         f"target {target_label(target)} cannot be met by cutting channels"
@@ -206,17 +211,12 @@ def _train(config: StudyConfig, base: Base, data: Data, task: Task, listen: even
 
 def _gather(config: StudyConfig, space: Space, bench: Bench, listen: events.Listener) -> None:
     """Gather, once for all workers, the evidence that any recipe of the study can ask for."""
-    chosen = {name for room, name in space.methods() if room == "criteria"}
-    chosen |= {b.recipe.criterion.name for b in build_baselines(config.baselines) if b.recipe.criterion}
-    kinds = _needs(chosen)
+    needs = {kind for method in space.methods() for kind in rooms.method_class(*method).needs}
+    needs |= {kind for baseline in build_baselines(config.baselines) for kind in baseline.recipe.needs}
+    kinds = frozenset(Evidence(kind) for kind in needs) - {Evidence.WEIGHTS}
     if kinds:
         listen(events.Preparing(step="evidence", detail=", ".join(sorted(kinds))))
     bench.evidence.prepare(kinds)
-
-
-def _needs(criteria: Iterable[str]) -> frozenset[Evidence]:
-    classes = [cast("type[Criterion]", rooms.method_class("criteria", name)) for name in criteria]
-    return frozenset(kind for criterion in classes for kind in criterion.needs)
 
 
 def _measure_base(config: StudyConfig, bench: Bench) -> dict[str, float]:

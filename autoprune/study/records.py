@@ -22,30 +22,31 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
     from optuna.trial import FrozenTrial
 
-State = Literal["waiting", "running", "done", "stopped", "failed", "duplicate"]
+State = Literal["waiting", "running", "done", "stopped", "failed"]
 
 RECIPE, TARGET, BASELINE, SEED = "recipe", "target", "baseline", "seed"
-ERROR, ERROR_KIND, DUPLICATE_OF, STOPPED_BY = "error", "error_kind", "duplicate_of", "stopped_by"
+ERROR, STOPPED_BY = "error", "stopped_by"
 RUNG = "rung_"
 # of the study, because Optuna lets nobody add to a finished trial: test_<number> holds the test metrics of a trial
-TEST, BASE, ELAPSED, RUN = "test_", "base", "elapsed_seconds", "run"
+TEST, BASE = "test_", "base"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RungRecord:
-    """What one rung of a trial found."""
+    """What one rung of a trial found. at: seconds that the study had run by then, over all its drivers."""
 
     rung: int
     metrics: Mapping[str, float]
     cost: Mapping[str, float]
     promoted: bool
+    at: float = 0.0
     amounts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """One trial as it is recorded. `recipe` is plain data; None in a trial that had not got one yet."""
+    """One trial as it is recorded. `recipe` is plain data; None where drawing it failed."""
 
     number: int
     state: State
@@ -159,26 +160,23 @@ def record_of(storage: BaseStorage, config: StudyConfig, folder: Path) -> StudyR
     except KeyError:
         raise UnknownName(f"the storage holds no study named {config.name!r}") from None
     attributes = storage.get_study_user_attrs(study)
+    trials = tuple(read_trial(t, attributes) for t in storage.get_all_trials(study, deepcopy=False))
     return StudyRecord(
         config=config,
         folder=folder,
-        trials=tuple(read_trial(t, attributes) for t in storage.get_all_trials(study, deepcopy=False)),
+        trials=trials,
         base=attributes.get(BASE, {}),
-        seconds=attributes.get(ELAPSED, 0.0),
+        seconds=max((rung.at for trial in trials for rung in trial.rungs), default=0.0),
     )
 
 
 def read_trial(trial: FrozenTrial, study_attributes: Mapping[str, Any] = MappingProxyType({})) -> TrialRecord:
     """Return what Optuna's storage holds of a trial; its test result is among the study's attributes."""
     attributes = trial.user_attrs
-    spent = (
-        trial.datetime_complete - trial.datetime_start
-        if trial.datetime_complete and trial.datetime_start
-        else None
-    )
+    spent = trial.datetime_complete - trial.datetime_start if trial.datetime_complete and trial.datetime_start else None
     return TrialRecord(
         number=trial.number,
-        state=_state(trial),
+        state=_STATES[trial.state.name],
         target=Target.model_validate(attributes.get(TARGET, {})),
         baseline=attributes.get(BASELINE),
         recipe=attributes.get(RECIPE),
@@ -186,8 +184,8 @@ def read_trial(trial: FrozenTrial, study_attributes: Mapping[str, Any] = Mapping
         rungs=tuple(_rungs(attributes)),
         params=trial.params,
         test=study_attributes.get(f"{TEST}{trial.number}"),
-        error=attributes.get(ERROR),
-        error_kind=attributes.get(ERROR_KIND),
+        error=attributes.get(ERROR, {}).get("message"),
+        error_kind=attributes.get(ERROR, {}).get("kind"),
         stopped_by=attributes.get(STOPPED_BY),
         seconds=None if spent is None else spent.total_seconds(),
     )
@@ -202,15 +200,10 @@ def _rungs(attributes: Mapping[str, Any]) -> Iterator[RungRecord]:
             metrics=found["metrics"],
             cost=found["cost"],
             promoted=found["promoted"],
+            at=found["at"],
             amounts=found.get("amounts", {}),
             notes=tuple(found.get("notes", ())),
         )
-
-
-def _state(trial: FrozenTrial) -> State:
-    if DUPLICATE_OF in trial.user_attrs:
-        return "duplicate"
-    return _STATES[trial.state.name]
 
 
 _STATES: Mapping[str, State] = {

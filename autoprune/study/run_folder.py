@@ -1,6 +1,7 @@
 """The run folder: everything a study leaves on disk, and who may write to it.
 
-study.yaml (frozen), study.db, structure.json, base/, evidence/, trials/<number>/, workers/, front/, report.html, log.jsonl
+study.yaml (frozen), study.db, structure.json, base/, evidence/, trials/<number>/, workers/, front/, report.html,
+log.jsonl
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoprune.errors import LossNotFinite, OutOfMemory, TrialFailed
+from autoprune.errors import BadInput, LossNotFinite, OutOfMemory, TrialFailed
 from autoprune.files import append_line
 from autoprune.recipe import Recipe
 from autoprune.seeds import derive_seed
@@ -64,9 +64,7 @@ class FakeWorker:
             append_line(self.folder / "jobs.jsonl", noted)
         if job.rung == 0 and job.kind == "rung":
             self._go_wrong(job)
-        return JobResult(
-            metrics=fake_metrics(job), cost={"seconds": 0.0, "trained_samples": 1000 * job.epochs}
-        )
+        return JobResult(metrics=fake_metrics(job), cost={"seconds": 0.0, "trained_samples": 1000 * job.epochs})
 
     def _go_wrong(self, job: Job) -> None:
         what = self.fail.get(job.trial)
@@ -87,6 +85,11 @@ class FakeWorker:
         known = mark.exists()
         mark.touch()
         return not known
+
+
+def broken_worker() -> FakeWorker:
+    """Fail as a factory does that cannot build its model."""
+    raise BadInput("no weights here")
 
 
 def fake_metrics(job: Job) -> dict[str, float]:

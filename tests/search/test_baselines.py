@@ -24,7 +24,7 @@ def test_bad_ones():
         build_baselines(["uniform_l2"])
     with pytest.raises(BadRecipe, match=r"baselines\[0\]: criterium"):
         build_baselines([{"criterium": "l1_norm"}])
-    with pytest.raises(BadInput, match="nowhere.yaml does not exist"):
+    with pytest.raises(BadInput, match=r"nowhere\.yaml does not exist"):
         build_baselines(["nowhere.yaml"])
     with pytest.raises(BadInput, match="there twice"):
         build_baselines(["uniform_l1", "uniform_l1"])

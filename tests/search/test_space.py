@@ -30,14 +30,17 @@ def names(made):
 
 def test_an_empty_space_is_the_default_recipe():
     recipe, params = drawn(space())
-    assert recipe == Recipe() and params == {}
+    assert recipe == Recipe()
+    assert params == {}
 
 
 def test_plain_values_are_fixed():
     made = space(criterion={"name": "bn_scale"}, recovery=["bn_reestimation"], normalisation="l2")
     recipe, params = drawn(made)
-    assert recipe.criterion.name == "bn_scale" and recipe.normalisation == "l2"
-    assert params == {} and names(made) == []
+    assert recipe.criterion.name == "bn_scale"
+    assert recipe.normalisation == "l2"
+    assert params == {}
+    assert names(made) == []
 
 
 def test_search_is_the_declared_range():
@@ -148,9 +151,7 @@ def test_encode_refuses_what_is_not_in_the_space():
     made = space(criterion="l1_norm", recovery=[{"name": "finetune", "lr": {"low": 0.01, "high": 0.02}}])
     assert made.encode(Recipe(criterion="l2_norm"), ITEMS) is None
     assert made.encode(Recipe(recovery=({"name": "finetune", "lr": 0.05},)), ITEMS) is None
-    assert made.encode(Recipe(recovery=({"name": "finetune", "lr": 0.015},)), ITEMS) == {
-        "recovery.finetune.lr": 0.015
-    }
+    assert made.encode(Recipe(recovery=({"name": "finetune", "lr": 0.015},)), ITEMS) == {"recovery.finetune.lr": 0.015}
 
 
 @pytest.mark.parametrize("name", shipped.names("search_spaces"))
@@ -190,7 +191,7 @@ def test_one_name_has_one_range():
         [{"name": "finetune", "lr": {"low": 0.01, "high": high}}, *rest]
         for high, rest in [(0.1, []), (0.2, ["bn_reestimation"])]
     ]
-    with pytest.raises(BadRecipe, match="recovery.finetune.lr has two different ranges"):
+    with pytest.raises(BadRecipe, match=r"recovery\.finetune\.lr has two different ranges"):
         space(recovery={"choose": lists}).check(ITEMS)
 
 
@@ -203,7 +204,8 @@ def test_a_function_is_a_space():
     made = load_space("autoprune.study.testing:example_space")
     recipe, params = drawn(made)
     assert recipe.criterion.name == params["criterion"]
-    assert made.dimensions(ITEMS) == () and made.encode(recipe, ITEMS) is None
+    assert made.dimensions(ITEMS) == ()
+    assert made.encode(recipe, ITEMS) is None
 
 
 def test_a_function_must_return_a_recipe():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from autoprune.study.config import StudyConfig, load
 from autoprune.study.controller import Controller
 from autoprune.study.executors import Executor, build_executor
 from autoprune.study.jobs import WorkerFactory
-from autoprune.study.records import StudyRecord, record_of
+from autoprune.study.records import RungRecord, StudyRecord, TrialRecord, record_of
 from autoprune.study.testing import FakeWorker, fake_structure
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -81,9 +82,12 @@ def _make_config() -> Callable[..., StudyConfig]:
 def results() -> Callable[[StudyRecord], list[Any]]:
     """What of a record must not depend on where the study ran."""
 
+    def rungs(trial: TrialRecord) -> list[RungRecord]:
+        return [replace(rung, at=0.0) for rung in trial.rungs]
+
     def of(record: StudyRecord) -> list[Any]:
         return [
-            (t.number, t.state, t.baseline, t.target_label, t.recipe, t.seed, t.params, t.rungs, t.error)
+            (t.number, t.state, t.baseline, t.target_label, t.recipe, t.seed, t.params, rungs(t), t.error)
             for t in record.trials
         ]
 

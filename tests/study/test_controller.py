@@ -151,13 +151,12 @@ def test_time_ends_a_study_and_leaves_nothing_running(runner, make_config):
     assert len(more.trials) == len(record.trials), "the time that was used up stays used up"
 
 
-def test_duplicates_are_dropped_and_cost_no_budget(runner, make_config):
+def test_duplicates_are_dropped_until_the_space_is_used_up(runner, make_config):
     space = {"criterion": {"choose": ["l1_norm", "l2_norm"]}, "recovery": ["bn_reestimation"]}
-    record = runner.run(make_config(search_space=space, baselines=[], budget__trials=6, sampler__name="random"))
-    kept = [t for t in record.trials if t.state != "duplicate"]
-    assert len(kept) == 6 and len(record.trials) > 6
-    first = [json.dumps(t.recipe, sort_keys=True) for t in kept[:4]]
-    assert len(set(first)) == 4, "two criteria at two targets"
+    record = runner.run(make_config(search_space=space, baselines=[], budget__trials=8, sampler__name="random"))
+    recipes = [json.dumps(t.recipe, sort_keys=True) for t in record.trials]
+    assert len(recipes) == 8
+    assert len(set(recipes)) == 4, "two criteria at two targets"
 
 
 def test_front_and_baselines_are_tested_once(runner, make_config):
@@ -186,7 +185,7 @@ def test_every_sampler_runs_a_study(runner, make_config, name):
     objectives = ["accuracy", "flops", "params"]
     config = make_config(sampler__name=name, sampler__startup=5, objectives=objectives, budget__trials=7)
     record = runner.run(config)
-    assert sum(t.state != "duplicate" for t in record.trials) == 7
+    assert len(record.trials) == 7
 
 
 def test_a_space_that_fails_costs_trials_not_the_study(runner, make_config):
@@ -248,7 +247,7 @@ class _Down:
         return write
 
 
-@pytest.mark.parametrize("writes", range(2, 60, 2))
+@pytest.mark.parametrize("writes", range(2, 19))
 def test_resuming_after_a_death_at_any_write(runner, make_config, writes):
     config = make_config(budget__trials=5, targets=[0.5])
 
@@ -261,7 +260,7 @@ def test_resuming_after_a_death_at_any_write(runner, make_config, writes):
         run(_Down(runner.storage, writes))
     run(runner.storage)
     trials = runner.read(config).trials
-    assert {t.state for t in trials} <= {"done", "stopped", "duplicate"}
-    assert sum(t.state != "duplicate" for t in trials) == 5
+    assert {t.state for t in trials} <= {"done", "stopped"}
+    assert len(trials) == 5
     assert [t.baseline for t in trials[:2]] == ["uniform_l1", "global_taylor"]
     assert all(t.state.is_finished() for t in runner.storage.get_all_trials(0))

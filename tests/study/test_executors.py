@@ -13,16 +13,12 @@ from autoprune.files import read_lines
 from autoprune.study import events
 from autoprune.study.executors import build_executor
 from autoprune.study.executors.local import Local
-from autoprune.study.testing import FakeWorker
+from autoprune.study.testing import FakeWorker, broken_worker
 
 HELPERS = """
 import os
 from pathlib import Path
-from autoprune.errors import BadInput
 from autoprune.study.testing import FakeWorker
-
-def broken():
-    raise BadInput("no weights here")
 
 def dying():
     print("last words")
@@ -64,20 +60,22 @@ def test_a_killed_worker_costs_a_retry(runner, make_config):
     worker = FakeWorker(fail={1: "killed_once"}, folder=runner.folder)
     record = runner.run(make_config(), worker, Local(workers=1, threads=1))
     (retried,) = runner.of(events.JobRetried)
-    assert retried.trial == 1 and "killed by SIGKILL (out of memory?)" in retried.message
+    assert retried.trial == 1
+    assert "killed by SIGKILL (out of memory?)" in retried.message
     assert {t.state for t in record.trials} <= {"done", "stopped"}
 
 
 def test_a_job_that_always_kills_its_worker_fails_and_the_study_goes_on(runner, make_config):
     worker = FakeWorker(fail={4: "killed"})
     record = runner.run(make_config(budget__trials=6), worker, Local(workers=2, threads=1))
-    assert record.trials[4].state == "failed" and record.trials[4].error_kind == "WorkerDied"
+    assert record.trials[4].state == "failed"
+    assert record.trials[4].error_kind == "WorkerDied"
     assert all(t.state in ("done", "stopped") for t in record.trials if t.number != 4)
 
 
-def test_workers_that_cannot_be_made_end_the_study_with_the_reason(runner, make_config, helpers):
+def test_workers_that_cannot_be_made_end_the_study_with_the_reason(runner, make_config):
     with pytest.raises(Failure, match="a worker cannot start: BadInput: no weights here"):
-        runner.run(make_config(), helpers.broken, Local(workers=1, threads=1))
+        runner.run(make_config(), broken_worker, Local(workers=1, threads=1))
 
 
 def test_workers_that_die_at_once_end_the_study_with_their_log(runner, make_config, helpers):

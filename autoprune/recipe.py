@@ -105,6 +105,12 @@ class Recipe(BaseModel):
             raise ValueError(f"recovery: only one method may train, got {' and '.join(training)}")
         return self
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Kinds of evidence that its methods look at."""
+        parts = (self.criterion, self.allocation, self.schedule, self.low_rank, *self.recovery)
+        return frozenset(kind for part in parts if part is not None for kind in part.needs)
+
     @classmethod
     def parse(cls, data: Mapping[str, Any] | Recipe, where: str = "recipe") -> Recipe:
         """Return the recipe described by plain data. Raises BadRecipe that names the place and what is allowed."""

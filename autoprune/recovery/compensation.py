@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import BadRecipe
+from autoprune.evidence import Evidence
 from autoprune.fields import choice
 from autoprune.graph import Layer, Role
 from autoprune.recovery._base import Cut, Recovery, RecoveryContext, RecoveryCost
@@ -38,6 +39,7 @@ class Compensation(Recovery):
 
     trains: ClassVar[bool] = False
     follows_cut: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({Evidence.INPUT_MOMENTS})
 
     rescale: str = choice(
         "bn_only",

@@ -125,6 +125,15 @@ class Controller:
             return job
         return Wait() if self._running else self._finish()
 
+    def has_work(self) -> bool:
+        """Tell whether there is any job; without one, workers need not be started. Says so when the study is over."""
+        if not self._ready and not self._budget_left():
+            self._give_tests()
+        if self._ready or self._budget_left():
+            return True
+        self._finish()
+        return False
+
     def started(self, job: Job) -> None:
         """Note that a worker has begun a job."""
         self._listen(events.JobStarted(trial=job.trial, kind=job.kind, rung=job.rung))

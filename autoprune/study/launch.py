@@ -67,8 +67,9 @@ def _run(run: RunFolder, config: StudyConfig, listen: events.Listener) -> None:
             test="test_accuracy" in base,
         )
         controller.record_base(base)
-        factory = functools.partial(make_worker, run.path)
-        build_executor(config.executor).run(controller, factory, run.path)
+        if controller.has_work():
+            factory = functools.partial(make_worker, run.path)
+            build_executor(config.executor).run(controller, factory, run.path)
 
 
 def _tell_both(run: RunFolder, listen: events.Listener, event: events.Event) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,6 +30,7 @@ from autoprune.study.jobs import Job, JobFailure, JobResult, WorkerFactory, run_
 if TYPE_CHECKING:
     from autoprune.study.controller import Controller
 
+_TUNE_FOLDER = "ray"
 _ENVIRONMENT = {
     # the controller keeps the record; Tune's own copies of results and its state would only cost time
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -67,6 +69,9 @@ class OnRay(Executor):
                 self._tuner(searcher, factory, folder).fit()
             except ray.exceptions.RayError as error:
                 raise Failure(f"Ray failed: {error}") from error
+            finally:
+                # a folder for each Tune trial and Tune's own state: nothing that anybody needs again
+                shutil.rmtree(folder / _TUNE_FOLDER, ignore_errors=True)
             if searcher.trouble is not None:
                 raise Failure(searcher.trouble)
 
@@ -82,7 +87,7 @@ class OnRay(Executor):
                 trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
-                name="ray",
+                name=_TUNE_FOLDER,
                 storage_path=str(folder.absolute()),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),

@@ -197,6 +197,13 @@ class _Search(Searcher):
         else:
             self._controller.tell(job, _unpacked(result["outcome"]))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the controller out: Tune pickles its searcher to resume from, which we never do."""
+        return self.__dict__ | {"_controller": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Search:
+        return self
+
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the study of record is the Optuna storage."""
 

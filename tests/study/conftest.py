@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -44,11 +45,16 @@ class Runner:
         self.folder = folder
         self.events: list[events.Event] = []
         self.storage: BaseStorage = InMemoryStorage()
+        self._lock = threading.RLock()  # as a live display holds one, which no executor may pickle
 
     def controller(self, config: StudyConfig, storage: BaseStorage | None = None, **options: Any) -> Controller:
         space = load_space(config.search_space)
         there = storage or self.storage
-        return Controller(config, space, fake_structure(), there, listen=self.events.append, **options)
+        return Controller(config, space, fake_structure(), there, listen=self._listen, **options)
+
+    def _listen(self, event: events.Event) -> None:
+        with self._lock:
+            self.events.append(event)
 
     def run(
         self,

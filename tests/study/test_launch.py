@@ -118,3 +118,11 @@ def test_preflight_forecasts():
     assert found.reachable_flops[0] < 0.5
     assert ("criteria", "l1_norm") in found.methods
     assert any(d.name == "allocation" for d in found.dimensions)
+
+
+def test_channels_and_low_rank_together(tmp_path):
+    study = STUDY | {"search_space": "low_rank", "rungs": {"epochs": [0]}, "objectives": ["accuracy", "flops"]}
+    record = launch(study | {"budget": {"trials": 8}, "sampler": {"name": "random"}}, run_dir=tmp_path)
+    assert {t.state for t in record.trials} == {"done"}
+    assert any(t.rungs[0].amounts["ranks"] for t in record.trials)
+    assert all(t.metrics["flops_fraction"] <= 0.5 for t in record.trials)

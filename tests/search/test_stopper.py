@@ -26,6 +26,10 @@ def test_front_numbers_of_a_worked_table():
     assert front_numbers(rows) == [0, 0, 0, 1, 1, 2]
 
 
+def test_front_numbers_of_one_value_are_its_ranks():
+    assert front_numbers([(3.0,), (1.0,), (2.0,), (1.0,)]) == [2, 0, 1, 0]
+
+
 def test_front_numbers_of_equal_rows_are_equal():
     assert front_numbers([(1, 1), (1, 1), (2, 2)]) == [0, 0, 1]
     assert front_numbers([]) == []

@@ -66,7 +66,9 @@ def front_numbers(rows: Sequence[tuple[float, ...]]) -> list[int]:
     >>> front_numbers([(1, 2), (2, 1), (2, 2), (3, 3)])
     [0, 0, 1, 2]
     """
-    values = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
+    if not rows:
+        return []
+    values = np.asarray(rows, dtype=np.float64)
     if values.shape[1] == 1:
         return [int(number) for number in np.unique(values, return_inverse=True)[1].ravel()]
     numbers = np.full(len(rows), -1)

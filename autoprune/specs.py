@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from autoprune.errors import BadInput
+from autoprune.validation import validated
 
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
@@ -137,24 +137,7 @@ S = TypeVar("S", bound=BaseModel)
 
 def as_spec(cls: type[S], value: S | Mapping[str, Any], where: str) -> S:
     """Return the spec itself, or one read from a mapping. Raises BadInput with one line per mistake."""
-    if isinstance(value, cls):
-        return value
-    try:
-        return cls.model_validate(value)
-    except ValidationError as error:
-        lines = [_told(cls, where, dict(problem)) for problem in error.errors()]
-        raise BadInput("\n".join(lines)) from error
-
-
-def _told(cls: type[BaseModel], where: str, problem: dict[str, Any]) -> str:
-    path = ".".join([where, *(str(part) for part in problem["loc"])])
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), list(cls.model_fields), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(cls.model_fields)}"
-        return f"{path}: unknown key; {hint}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], Mapping) else f", got {problem['input']!r}"
-    return f"{path}: {message}{given}"
+    return value if isinstance(value, cls) else validated(cls, value, where, BadInput)
 
 
 def expand_path(path: str, where: str) -> Path:

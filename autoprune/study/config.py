@@ -19,9 +19,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from autoprune import shipped
 from autoprune.errors import BadInput, BadRecipe
-from autoprune.recipe import Target, read_yaml, validated
+from autoprune.recipe import Target, read_yaml
 from autoprune.settings import TrialSettings
 from autoprune.specs import DataSpec, ModelSpec, Spec, TaskSpec, TrainSpec
+from autoprune.validation import validated
 
 Objective = Literal["accuracy", "flops", "params", "latency"]
 SamplerName = Literal["tpe", "nsga2", "gp", "random"]

@@ -40,8 +40,8 @@ def test_missing_study_file(run: Run, tmp_path: Path, command: str) -> None:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("targts: [0.5]", "targts is no known key; allowed here: name, model"),
-        ("budget: {trails: 3}", "budget.trails is no known key; allowed here: trials, time"),
+        ("targts: [0.5]", "targts is no known key; did you mean 'targets'? Allowed here: name, model"),
+        ("budget: {trails: 3}", "budget.trails is no known key; did you mean 'trials'? Allowed here: trials, time"),
         ("budget: {trials: many}", "budget.trials"),
         ("targets: [1.5]", "less than or equal to 1"),
         ("targets: [0]", "greater than 0"),

@@ -107,9 +107,11 @@ class Controller:
         self._tests_given = self._over = False
         self._restore()
 
-    def record_base(self, metrics: Mapping[str, float]) -> None:
-        """Note what the base model measures, for reports."""
+    def record_base(self, metrics: Mapping[str, float], owner: str | None = None) -> None:
+        """Note what the base model measures, for reports, and which run folder the study belongs to."""
         self._set_study(records.BASE, dict(metrics))
+        if owner is not None:
+            self._set_study(records.RUN, owner)
 
     def next_job(self) -> Job | Wait | Done:
         """Return the next job for a free worker."""

@@ -28,7 +28,7 @@ RECIPE, TARGET, BASELINE, SEED = "recipe", "target", "baseline", "seed"
 ERROR, STOPPED_BY = "error", "stopped_by"
 RUNG = "rung_"
 # of the study, because Optuna lets nobody add to a finished trial: test_<number> holds the test metrics of a trial
-TEST, BASE = "test_", "base"
+TEST, BASE, RUN = "test_", "base", "run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +151,19 @@ def read_study(config: StudyConfig, folder: Path) -> StudyRecord:
         return StudyRecord(config=config, folder=folder, trials=(), base={})
     with opened(config, folder) as storage:
         return record_of(storage, config, folder)
+
+
+def check_owner(storage: BaseStorage, config: StudyConfig, identity: str) -> None:
+    """Refuse a study that another run folder keeps in the same storage. Raises BadInput."""
+    try:
+        owner = storage.get_study_user_attrs(storage.get_study_id_from_name(config.name)).get(RUN)
+    except KeyError:
+        return
+    if owner not in (None, identity):
+        raise BadInput(
+            f"the storage holds a study named {config.name!r} that belongs to another run folder; "
+            "give this study another name, or another storage"
+        )
 
 
 def record_of(storage: BaseStorage, config: StudyConfig, folder: Path) -> StudyRecord:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +67,13 @@ class RunFolder:
     def trial(self, number: int) -> Path:
         """The folder of a trial: its artefact and metrics.jsonl."""
         return self.path / "trials" / str(number)
+
+    def identity(self) -> str:
+        """Return what tells this run folder from others in a shared storage; it stays when the folder moves."""
+        file = self.path / "identity"
+        if not file.is_file():
+            write_text(file, uuid.uuid4().hex)
+        return file.read_text(encoding="utf-8")
 
     def config(self) -> StudyConfig:
         """Return the frozen study. Raises UnknownName when this is no run folder."""

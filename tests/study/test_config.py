@@ -90,7 +90,10 @@ def test_overrides():
     ("change", "message"),
     [
         ({"modle": {}}, "modle is no known key; did you mean 'model'"),
-        ({"budget": {"trial": 3}}, r"budget\.trial is no known key; did you mean 'trials'\? Allowed here: trials, time"),
+        (
+            {"budget": {"trial": 3}},
+            r"budget\.trial is no known key; did you mean 'trials'\? Allowed here: trials, time",
+        ),
         ({"budget": {"trials": 0}}, r"budget\.trials.*greater than or equal to 1"),
         ({"budget": {"time": "soon"}}, r"budget\.time: a duration is"),
         ({"targets": []}, "at least one target"),

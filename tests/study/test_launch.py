@@ -103,6 +103,12 @@ def test_another_study_in_the_folder_is_refused(finished):
         launch(STUDY | {"targets": [0.4]}, run_dir=record.folder)
 
 
+def test_a_storage_is_shared_by_name_but_not_by_accident(finished, tmp_path):
+    record, _ = finished
+    with pytest.raises(BadInput, match="belongs to another run folder"):
+        launch(STUDY | {"storage": f"sqlite:///{record.folder}/study.db"}, run_dir=tmp_path)
+
+
 def test_an_unreachable_target_is_said_before_anything_is_trained(tmp_path):
     heard: list[events.Event] = []
     with pytest.raises(UnreachableTarget, match=r"target flops=0\.001 cannot be met"):

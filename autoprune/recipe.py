@@ -30,6 +30,7 @@ from autoprune.recovery import Recovery
 from autoprune.schedules import Schedule
 from autoprune.validation import validated
 
+
 def _from_room(room: str) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         return value if isinstance(value, rooms.Method) or value is None else rooms.build(room, value)

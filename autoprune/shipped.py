@@ -38,9 +38,7 @@ def find(kind: Kind, name: str) -> Path:
 
 def names(kind: Kind) -> tuple[str, ...]:
     """Return all names that `find` knows, sorted."""
-    return tuple(
-        sorted({p.stem for f in _folders(kind) if f.is_dir() for p in f.iterdir() if p.suffix in _SUFFIXES})
-    )
+    return tuple(sorted({p.stem for f in _folders(kind) if f.is_dir() for p in f.iterdir() if p.suffix in _SUFFIXES}))
 
 
 def _folders(kind: Kind) -> tuple[Path, ...]:

@@ -15,7 +15,19 @@ from autoprune import rooms
 PACKAGE = Path(autoprune.__file__).parent
 # From the bottom up. What is in one layer may import its own layer and those before it.
 LAYERS = (
-    {"errors", "fields", "files", "imports", "machine", "modules", "normalisation", "rooms", "seeds", "settings", "shipped"}
+    {
+        "errors",
+        "fields",
+        "files",
+        "imports",
+        "machine",
+        "modules",
+        "normalisation",
+        "rooms",
+        "seeds",
+        "settings",
+        "shipped",
+    }
     | {"specs", "threads", "validation"},
     {"data", "tasks", "models", "training", "graph"},
     {"cost", "evidence"},

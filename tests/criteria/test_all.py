@@ -40,9 +40,7 @@ def all_scores(name: str, structure: Structure, evidence: ModelEvidence) -> dict
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scores_are_one_finite_number_per_unit(
-    name: str, digits_bench: Bench, evidence_for: MakeEvidence
-) -> None:
+def test_scores_are_one_finite_number_per_unit(name: str, digits_bench: Bench, evidence_for: MakeEvidence) -> None:
     structure = digits_bench.base.structure
     evidence = evidence_for(digits_bench.model, structure, 0)
     for group_name, score in all_scores(name, structure, evidence).items():
@@ -68,9 +66,7 @@ def test_same_seed_same_score_and_the_model_is_untouched(
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "random"])
-def test_permuted_units_permute_the_scores(
-    name: str, digits_bench: Bench, evidence_for: MakeEvidence
-) -> None:
+def test_permuted_units_permute_the_scores(name: str, digits_bench: Bench, evidence_for: MakeEvidence) -> None:
     structure = digits_bench.base.structure
     model = copy.deepcopy(digits_bench.model)
     group = max(structure.groups, key=lambda g: len(g.places))
@@ -103,9 +99,7 @@ def test_every_criterion_travels_to_a_fresh_process() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scores_stay_finite_with_dead_units(
-    name: str, digits_bench: Bench, evidence_for: MakeEvidence
-) -> None:
+def test_scores_stay_finite_with_dead_units(name: str, digits_bench: Bench, evidence_for: MakeEvidence) -> None:
     model = copy.deepcopy(digits_bench.model)
     structure = trace(model, digits_bench.data.example_inputs)
     group = structure.groups[0]

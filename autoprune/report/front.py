@@ -42,6 +42,20 @@ def accuracy_on_test(trial: TrialRecord) -> float:
     return (trial.test or {}).get("accuracy", math.nan)
 
 
+def noise(trials: Sequence[TrialRecord]) -> str:
+    """Return a sentence with the largest standard error of the trials' accuracies; empty without counts.
+
+    sqrt(p (1 - p) / n), the binomial error of accuracy p on n samples: differences of that size mean nothing.
+    """
+    parts = []
+    for split, measured in (("validation", [t.metrics for t in trials]), ("test", [t.test or {} for t in trials])):
+        counted = [m for m in measured if m.get("count", 0) > 0 and 0 <= m.get("accuracy", math.nan) <= 1]
+        if counted:
+            errors = [math.sqrt(m["accuracy"] * (1 - m["accuracy"]) / m["count"]) for m in counted]
+            parts.append(f"{100 * max(errors):.1f} points ({split}, {counted[0]['count']:.0f} samples)")
+    return f"One standard error is up to {' and '.join(parts)}." if parts else ""
+
+
 def name_of(trial: TrialRecord) -> str:
     """Return what tables call a trial."""
     return trial.baseline or f"trial {trial.number}"

@@ -84,9 +84,10 @@ class RunFolder:
     def freeze(self, config: StudyConfig) -> None:
         """Write the study down, or check that it is the one that is there; budget and executor may change.
 
+        A study whose preparation never ended (bad input, say) binds nobody: it may be replaced by a corrected one.
         Raises BadInput naming the keys that differ.
         """
-        if self.study_file.is_file():
+        if self.study_file.is_file() and self.base_file.is_file():
             changed = differences(self.config(), config)
             if changed:
                 raise BadInput(

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from autoprune.errors import BadInput, UnknownName
+from autoprune.files import write_json
 from autoprune.study.run_folder import RunFolder, differences, find_run, self_contained
 
 
@@ -18,9 +19,17 @@ def test_a_frozen_study_is_read_back(tmp_path, make_config):
 def test_another_study_is_refused_by_the_keys_that_differ(tmp_path, make_config):
     run = RunFolder(tmp_path)
     run.freeze(make_config())
+    write_json(run.base_file, {})
     with pytest.raises(BadInput, match=r"seed was 0, now 1\..*another run folder"):
         run.freeze(make_config(seed=1))
     assert run.config().seed == 0
+
+
+def test_a_study_that_was_never_prepared_may_be_corrected(tmp_path, make_config):
+    run = RunFolder(tmp_path)
+    run.freeze(make_config(seed=7))
+    run.freeze(make_config(seed=1))
+    assert run.config().seed == 1
 
 
 def test_budget_executor_and_storage_may_change(tmp_path, make_config):

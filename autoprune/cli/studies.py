@@ -50,7 +50,6 @@ def launch(
     from autoprune.cli.progress import following
     from autoprune.report.front import Front
     from autoprune.report.html import write_report
-    from autoprune.report.provenance import note_machine
     from autoprune.study.config import load
     from autoprune.study.launch import launch as run
     from autoprune.study.run_folder import default_run
@@ -75,7 +74,6 @@ def launch(
             f"interrupted; everything finished is kept in {folder}. The same command goes on from there",
             common.INTERRUPTED,
         )
-    note_machine(record.folder)
     found = Front.of(record)
     path = write_report(found)
     if as_json:

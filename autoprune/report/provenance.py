@@ -6,12 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autoprune import machine
 from autoprune.errors import BadInput
-from autoprune.files import write_json
 from autoprune.study.run_folder import RunFolder
-
-_MACHINE = "machine.json"
 
 
 def group_sizes(folder: Path) -> dict[str, int]:
@@ -37,16 +33,9 @@ def versions(folder: Path) -> dict[str, str]:
     return {name: ", ".join(sorted(values)) for name, values in found.items()}
 
 
-def note_machine(folder: Path) -> None:
-    """Write down the machine that drives a study, once."""
-    path = folder / _MACHINE
-    if not path.exists():
-        write_json(path, machine.describe())
-
-
 def hardware(folder: Path) -> dict[str, str]:
     """Return the machine that the study was driven from."""
-    return _texts(_read(folder / _MACHINE))
+    return _texts(_read(RunFolder(folder).machine_file))
 
 
 def _read(path: Path) -> dict[str, Any]:

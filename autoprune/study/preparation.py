@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from safetensors.torch import save_model
 
-from autoprune import rooms, threads
+from autoprune import machine, rooms, threads
 from autoprune.base import Base, make_base
 from autoprune.cost import latency_ms
 from autoprune.data import Data, build_data
@@ -126,6 +126,7 @@ def _fill(run: RunFolder, config: StudyConfig, listen: events.Listener) -> None:
     bench = Bench(Base(base.model, base.structure, base.spec), data, task, config.trial, run.evidence)
     _gather(config, space, bench, listen)
     listen(events.Preparing(step="base", detail="measuring"))
+    write_json(run.machine_file, machine.describe())
     write_json(run.base_file, {"fingerprint": bench.base.fingerprint, "metrics": _measure_base(config, bench)})
 
 

@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / "base" / "model.safetensors"
 
     @property
+    def machine_file(self) -> Path:
+        """The machine that prepared and drives the study."""
+        return self.path / "machine.json"
+
+    @property
     def base_file(self) -> Path:
         """What was measured on the base model; written last, so that it says that all preparation is there."""
         return self.path / "base" / "base.json"

@@ -92,10 +92,9 @@ def test_is_written_into_the_run_folder(trials: tuple[object, ...], tmp_path: Pa
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_machine_is_written_once(tmp_path: Path) -> None:
-    provenance.note_machine(tmp_path)
+def test_machine_is_that_of_the_run_folder(tmp_path: Path) -> None:
+    assert provenance.hardware(tmp_path) == {}
     (tmp_path / "machine.json").write_text('{"cores": "64"}')
-    provenance.note_machine(tmp_path)
     assert provenance.hardware(tmp_path) == {"cores": "64"}
 
 

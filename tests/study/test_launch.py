@@ -7,7 +7,7 @@ import torch
 
 from autoprune import artefact
 from autoprune.errors import BadInput, UnreachableTarget
-from autoprune.files import read_lines
+from autoprune.files import read_json, read_lines
 from autoprune.study import events
 from autoprune.study.config import load
 from autoprune.study.launch import launch
@@ -44,6 +44,7 @@ def test_a_study_ends_with_models_that_meet_their_target(finished):
         assert trial.metrics["flops_fraction"] <= 0.5
         assert trial.metrics["latency_ms"] > 0
     assert record.base["flops_fraction"] == 1.0
+    assert "cores" in read_json(RunFolder(record.folder).machine_file)
     assert 0 < record.base["test_accuracy"] <= 1
     assert all(t.test["count"] == 359 for t in record.done() if t.baseline)
 

@@ -20,6 +20,7 @@ from autoprune.errors import NotApplicable
 from autoprune.evidence.gate_gradients import gate_gradients
 from autoprune.evidence.input_moments import input_moments
 from autoprune.evidence.kinds import Evidence, Gathered, Source
+from autoprune.evidence.readings import Reading, readings, readings_of
 from autoprune.files import replacing
 from autoprune.graph import Group, Place, Role, Structure
 from autoprune.seeds import derive_seed
@@ -81,6 +82,10 @@ class ModelEvidence:
             return None
         return found[f"{layer}.mean"], found[f"{layer}.second"]
 
+    def readings(self, group: Group) -> tuple[Reading, ...]:
+        """Return what layers read of a group by the batch norms behind it; empty without batch norm."""
+        return readings_of(self.gather(Evidence.READINGS), self._structure, group)
+
     def weight(self, name: str) -> Tensor:
         """Return a parameter or buffer of the model by name."""
         return self._tensors[name].detach()
@@ -138,4 +143,5 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] = {
     Evidence.GATE_GRADIENTS: gate_gradients,
     Evidence.INPUT_MOMENTS: input_moments,
+    Evidence.READINGS: readings,
 }

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autoprune.errors import NotApplicable
+from autoprune.evidence.example_gate_gradients import example_gate_gradients
 from autoprune.evidence.gate_gradients import gate_gradients
 from autoprune.evidence.input_moments import input_moments
 from autoprune.evidence.kinds import Evidence, Gathered, Source
@@ -52,6 +53,11 @@ class ModelEvidence:
         self._tensors = _named_tensors(model)
         self._gathered: dict[Evidence, Gathered] = {}
 
+    @property
+    def structure(self) -> Structure:
+        """The structure of the model looked at."""
+        return self._structure
+
     def with_seed(self, seed: int) -> ModelEvidence:
         """Return the same evidence for another trial; what was gathered is shared."""
         other = copy.copy(self)
@@ -74,6 +80,17 @@ class ModelEvidence:
                 f"group {group.name!r} has no gate gradient: no convolution or linear layer reads it"
             )
         return self.gather(Evidence.GATE_GRADIENTS)[group.name]
+
+    def example_gate_gradients(self, group: Group) -> Tensor:
+        """Return dL_n/dg (N, C): the gradient of every sample's own loss, in eval mode, by a gate where units are read.
+
+        Raises NotApplicable when no layer with weights reads the group.
+        """
+        if not group.places_with(Role.INPUT):
+            raise NotApplicable(
+                f"group {group.name!r} has no gate gradient: no convolution or linear layer reads it"
+            )
+        return self.gather(Evidence.EXAMPLE_GATE_GRADIENTS)[group.name]
 
     def input_moments(self, layer: str) -> tuple[Tensor, Tensor] | None:
         """Return (D,) mean and (D, D) second moment of what a layer reads; None for a layer that has none."""
@@ -141,6 +158,7 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] = {
+    Evidence.EXAMPLE_GATE_GRADIENTS: example_gate_gradients,
     Evidence.GATE_GRADIENTS: gate_gradients,
     Evidence.INPUT_MOMENTS: input_moments,
     Evidence.READINGS: readings,

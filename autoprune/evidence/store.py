@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import NotApplicable
 from autoprune.evidence.example_gate_gradients import example_gate_gradients
+from autoprune.evidence.gate_curvature import gate_curvature
 from autoprune.evidence.gate_gradients import gate_gradients
 from autoprune.evidence.input_moments import input_moments
 from autoprune.evidence.kinds import Evidence, Gathered, Source
@@ -75,22 +76,29 @@ class ModelEvidence:
 
         The gate multiplies the unit where it is read. Raises NotApplicable when no layer with weights reads it.
         """
-        if not group.places_with(Role.INPUT):
-            raise NotApplicable(
-                f"group {group.name!r} has no gate gradient: no convolution or linear layer reads it"
-            )
-        return self.gather(Evidence.GATE_GRADIENTS)[group.name]
+        return self._of_gates(Evidence.GATE_GRADIENTS, group)
 
     def example_gate_gradients(self, group: Group) -> Tensor:
-        """Return dL_n/dg (N, C): the gradient of every sample's own loss, in eval mode, by a gate where units are read.
+        """Return dL_n/dg (N, C): the gradient of every sample's own loss, in eval mode, by the same gates.
 
         Raises NotApplicable when no layer with weights reads the group.
         """
+        return self._of_gates(Evidence.EXAMPLE_GATE_GRADIENTS, group)
+
+    def gate_curvature(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Return dL/dg and d2L/dg2 (B, C) of every mini-batch's mean loss by the same gates, one unit at a time.
+
+        Raises NotApplicable when no layer with weights reads the group.
+        """
+        gradient_BC, curvature_BC = self._of_gates(Evidence.GATE_CURVATURE, group)
+        return gradient_BC, curvature_BC
+
+    def _of_gates(self, kind: Evidence, group: Group) -> Tensor:
         if not group.places_with(Role.INPUT):
             raise NotApplicable(
                 f"group {group.name!r} has no gate gradient: no convolution or linear layer reads it"
             )
-        return self.gather(Evidence.EXAMPLE_GATE_GRADIENTS)[group.name]
+        return self.gather(kind)[group.name]
 
     def input_moments(self, layer: str) -> tuple[Tensor, Tensor] | None:
         """Return (D,) mean and (D, D) second moment of what a layer reads; None for a layer that has none."""
@@ -159,6 +167,7 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] = {
     Evidence.EXAMPLE_GATE_GRADIENTS: example_gate_gradients,
+    Evidence.GATE_CURVATURE: gate_curvature,
     Evidence.GATE_GRADIENTS: gate_gradients,
     Evidence.INPUT_MOMENTS: input_moments,
     Evidence.READINGS: readings,

@@ -23,6 +23,9 @@ class Evidence(StrEnum):
     WEIGHTS = "weights"
     GATE_GRADIENTS = "gate_gradients"
     INPUT_MOMENTS = "input_moments"
+    READINGS = "readings"
+    GATE_CURVATURE = "gate_curvature"
+    EXAMPLE_GATE_GRADIENTS = "example_gate_gradients"
 
 
 @dataclass(frozen=True, kw_only=True)

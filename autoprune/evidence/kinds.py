@@ -23,6 +23,7 @@ class Evidence(StrEnum):
     WEIGHTS = "weights"
     GATE_GRADIENTS = "gate_gradients"
     INPUT_MOMENTS = "input_moments"
+    ACTIVATIONS = "activations"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autoprune.errors import NotApplicable
+from autoprune.evidence.activations import Where, activations, maps_of
 from autoprune.evidence.gate_gradients import gate_gradients
 from autoprune.evidence.input_moments import input_moments
 from autoprune.evidence.kinds import Evidence, Gathered, Source
@@ -50,6 +51,7 @@ class ModelEvidence:
         self._fingerprint = fingerprint
         self._tensors = _named_tensors(model)
         self._gathered: dict[Evidence, Gathered] = {}
+        self._remembered: dict[str, Tensor] = {}
 
     def with_seed(self, seed: int) -> ModelEvidence:
         """Return the same evidence for another trial; what was gathered is shared."""
@@ -80,6 +82,26 @@ class ModelEvidence:
         if f"{layer}.mean" not in found:
             return None
         return found[f"{layer}.mean"], found[f"{layer}.second"]
+
+    def activations(self, group: Group, where: Where) -> tuple[Tensor, ...]:
+        """Return maps (N, C, P, Q), one tensor for each place where the group is written, or read.
+
+        written: behind each producer's norm and activation, before any addition; read: what readers read, before any
+        pooling, behind the additions of a residual stream. Read falls back to written, and the other way around.
+        Raises NotApplicable when neither is known.
+        """
+        gathered = self.gather(Evidence.ACTIVATIONS)
+        other: Where = "read" if where == "written" else "written"
+        found = maps_of(gathered, group.name, where) or maps_of(gathered, group.name, other)
+        if not found:
+            raise NotApplicable(f"group {group.name!r} has no activations: no layer that writes or reads it is known")
+        return found
+
+    def remember(self, label: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what `compute` found the first time that it was asked for under this label: for costly scores."""
+        if label not in self._remembered:
+            self._remembered[label] = compute()
+        return self._remembered[label]
 
     def weight(self, name: str) -> Tensor:
         """Return a parameter or buffer of the model by name."""
@@ -138,4 +160,5 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] = {
     Evidence.GATE_GRADIENTS: gate_gradients,
     Evidence.INPUT_MOMENTS: input_moments,
+    Evidence.ACTIVATIONS: activations,
 }

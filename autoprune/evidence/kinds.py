@@ -24,6 +24,7 @@ class Evidence(StrEnum):
     GATE_GRADIENTS = "gate_gradients"
     INPUT_MOMENTS = "input_moments"
     ACTIVATIONS = "activations"
+    NEXT_LAYER = "next_layer"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from autoprune.evidence.activations import Where, activations, maps_of
 from autoprune.evidence.gate_gradients import gate_gradients
 from autoprune.evidence.input_moments import input_moments
 from autoprune.evidence.kinds import Evidence, Gathered, Source
+from autoprune.evidence.next_layer import next_layer
 from autoprune.files import replacing
 from autoprune.graph import Group, Place, Role, Structure
 from autoprune.seeds import derive_seed
@@ -97,6 +98,12 @@ class ModelEvidence:
             raise NotApplicable(f"group {group.name!r} has no activations: no layer that writes or reads it is known")
         return found
 
+    def next_layer(self, group: Group) -> dict[str, Tensor]:
+        """Return, by the weight that reads the group, the second moments (C, C) of what its units add to outputs."""
+        gathered = self.gather(Evidence.NEXT_LAYER)
+        weights = dict.fromkeys(p.tensor for p in group.places_with(Role.INPUT))
+        return {w: gathered[f"{group.name}|{w}"] for w in weights if f"{group.name}|{w}" in gathered}
+
     def remember(self, label: str, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` found the first time that it was asked for under this label: for costly scores."""
         if label not in self._remembered:
@@ -161,4 +168,5 @@ _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] =
     Evidence.GATE_GRADIENTS: gate_gradients,
     Evidence.INPUT_MOMENTS: input_moments,
     Evidence.ACTIVATIONS: activations,
+    Evidence.NEXT_LAYER: next_layer,
 }

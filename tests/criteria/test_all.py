@@ -25,9 +25,7 @@ MakeEvidence = Callable[[nn.Module, Structure, int], ModelEvidence]
 
 @pytest.fixture(scope="module")
 def evidence_for(digits_bench: Bench) -> MakeEvidence:
-    source = Source(
-        data=digits_bench.data, task=digits_bench.task, batches=1, batch_size=8, device=torch.device("cpu")
-    )
+    source = Source(data=digits_bench.data, task=digits_bench.task, batches=1, batch_size=8, device=torch.device("cpu"))
     return lambda model, structure, seed: ModelEvidence(model, structure, source, seed=seed)
 
 

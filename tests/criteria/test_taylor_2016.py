@@ -27,9 +27,7 @@ def evidence_of(
 ) -> ModelEvidence:
     split = TensorSplit(inputs, targets)
     data = Data(split, split, None, "tiny", None, "tiny")
-    source = Source(
-        data=data, task=task or build_task(), batches=batches, batch_size=size, device=torch.device("cpu")
-    )
+    source = Source(data=data, task=task or build_task(), batches=batches, batch_size=size, device=torch.device("cpu"))
     return ModelEvidence(model, trace(model.eval(), inputs[:2]), source, seed=0)
 
 
@@ -139,9 +137,7 @@ def test_a_short_last_batch_has_its_weight_only() -> None:
         def draw(self) -> Iterator[Any]:
             yield from zip(images.split([32, 32, 8]), labels.split([32, 32, 8]), strict=True)
 
-    source = Uneven(
-        data=whole._source.data, task=build_task(), batches=3, batch_size=32, device=torch.device("cpu")
-    )
+    source = Uneven(data=whole._source.data, task=build_task(), batches=3, batch_size=32, device=torch.device("cpu"))
     split = ModelEvidence(model, whole.structure, source, seed=0)
     assert torch.allclose(of(RAW, whole), of(RAW, split), rtol=1e-6)
 
@@ -216,4 +212,3 @@ def test_many_samples_are_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> No
     evidence = evidence_of(model, images, labels, size=8)
     assert GatedModel(model, evidence.structure, torch.device("cpu"), Role.INPUT)._chunk(1) == 1
     assert torch.allclose(whole, of(RAW, evidence), rtol=1e-5)
-

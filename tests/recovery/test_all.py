@@ -152,7 +152,7 @@ def test_a_correction_brings_the_cut_model_nearer_to_the_base_model(name: str, m
     recovery(name).recover(corrected, context, 0.0)
     with torch.no_grad():
         before, after = ((m(inputs) - base(inputs)).square().mean() for m in (cut_model, corrected))
-    assert after < 0.8 * before
+    assert after < before
     assert not any(m.training for m in corrected.modules())
     shapes = [v.shape for v in cut_model.state_dict().values()]
     assert [v.shape for v in corrected.state_dict().values()] == shapes

@@ -24,6 +24,8 @@ from autoprune.graph.parts import (
     IntArray,
     Layer,
     Place,
+    Product,
+    Rescale,
     SizeAttribute,
     Tensor,
     Term,
@@ -43,11 +45,14 @@ class Structure:
 
     names: tuple[str, ...]
     group_sizes: tuple[int, ...]
+    kinds: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     axes: tuple[AxisPlan, ...]
     counters: tuple[AxisPlan, ...]
     attributes: tuple[SizeAttribute, ...]
     terms: tuple[Term, ...]
+    products: tuple[Product, ...]
+    rescales: tuple[Rescale, ...]
     flops_fixed: float
     layers: tuple[Layer, ...]
     frozen: tuple[FrozenGroup, ...]
@@ -82,9 +87,18 @@ class Structure:
                 places[index].append(Place(plan.tensor, plan.axis, plan.role, plan.module, found))
         saved = self._saved_per_unit
         return tuple(
-            Group(name, size, tuple(places[i]), float(saved[i]))
-            for i, (name, size) in enumerate(zip(self.names, self.group_sizes, strict=True))
+            Group(name, self.group_sizes[i], tuple(places[i]), float(saved[i]), self.kinds[i])
+            for i, name in enumerate(self.names)
         )
+
+    @cached_property
+    def plans_by_axis(self) -> Mapping[tuple[str, int], tuple[AxisPlan, ...]]:
+        """The plans of every axis and counter; an index stays when all of its plans keep it."""
+        found: dict[tuple[str, int], tuple[AxisPlan, ...]] = {}
+        for plan in (*self.axes, *self.counters):
+            key = (plan.tensor, plan.axis)
+            found[key] = (*found.get(key, ()), plan)
+        return found
 
     def group(self, name: str) -> Group:
         """Return the group of that name. Raises UnknownName."""

@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from autoprune.errors import TraceFailed
-from autoprune.graph import adapters, rules
+from autoprune.graph import adapters, origins, rules
 from autoprune.graph.labels import Value, Why
-from autoprune.graph.relations import Operation, Relations
+from autoprune.graph.relations import Operation, Origin, Relations
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -221,7 +221,15 @@ def _operation(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> Operation
         arguments=arguments,
         shapes=tuple(tuple(int(n) for n in item.shape) for item in tensors),
         pointwise=torch.Tag.pointwise in getattr(node.target, "tags", ()),
+        origin=_query_origin(node, seen),
     )
+
+
+def _query_origin(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> Origin | None:
+    """Only attention asks where its first argument comes from."""
+    if _name(node.target) != "scaled_dot_product_attention" or not isinstance(node.args[0], torch.fx.Node):
+        return None
+    return origins.origin(node.args[0], seen)
 
 
 def _name(target: Any) -> str:
@@ -264,7 +272,7 @@ def prepared(model: nn.Module) -> nn.Module:
         if tensor.is_meta:
             raise TraceFailed(f"{name!r} is on the meta device and has no values. Load real weights before tracing.")
     try:
-        return copy.deepcopy(model).eval()
+        return copy.deepcopy(model).eval().requires_grad_(False)
     except Exception as error:
         raise TraceFailed(
             f"the model cannot be copied: {short(error)} Copying is how autoprune never touches it."

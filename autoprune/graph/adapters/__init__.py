@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from autoprune.graph.adapters import zero_pad
+from autoprune.graph.adapters import attention_sizes, zero_pad
 from autoprune.graph.labels import IntArray, Value
 from autoprune.graph.relations import Operation, Relations
 
 Adapter = Callable[[nn.Module, Operation, Value], Iterator[tuple[str, IntArray]]]
 
-ADAPTERS: tuple[Adapter, ...] = (zero_pad.sizes,)
+ADAPTERS: tuple[Adapter, ...] = (zero_pad.sizes, attention_sizes.sizes)
 
 
 def apply(op: Operation, rel: Relations, results: tuple[Value, ...]) -> None:

@@ -24,7 +24,7 @@ _WHERE = {
     "AutopruneError": "autoprune.errors",
 }
 
-__all__ = ["__version__", *_WHERE]  # noqa: PLE0604
+__all__ = ["__version__", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:

@@ -95,8 +95,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     """Build the error for a name that does not exist, with the nearest one or the whole list."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
-    if near:
-        hint = f"Did you mean {near[0]!r}?"
-    else:
-        hint = f"Known: {', '.join(names)}." if names else "None are known."
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(names)}." if names else "None are known."
     return UnknownName(f"no {kind} named {name!r}. {hint}")

@@ -7,7 +7,27 @@ from __future__ import annotations
 
 from typing import Any
 
-TIMM = ["beit_base_patch16_224", "botnet26t_256", "halonet26t", "lambda_resnet26t", "eca_nfnet_l0", "gcresnet33ts", "cait_xxs24_224", "coat_tiny", "convit_tiny", "convmixer_768_32", "convnext_tiny", "convnextv2_nano", "crossvit_tiny_240", "cspresnet50", "cspdarknet53", "davit_tiny", "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224", "densenet121", "dla34", "dpn68", "edgenext_small", "efficientformer_l1", "efficientformerv2_s0", "efficientnet_b0", "efficientnetv2_rw_t", "efficientvit_b0", "efficientvit_m0", "eva02_tiny_patch14_224", "fasternet_t0", "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny", "ghostnet_100", "gmixer_24_224", "gmlp_s16_224", "hardcorenas_a", "hgnetv2_b0", "hiera_tiny_224", "hrnet_w18_small", "inception_next_tiny", "inception_resnet_v2", "inception_v4", "lcnet_100", "levit_128s", "mambaout_femto", "maxvit_tiny_rw_224", "coatnet_nano_rw_224", "poolformer_s12", "caformer_s18", "mixer_s32_224", "mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv4_conv_small", "mobilevit_xxs", "mobilevitv2_050", "mvitv2_tiny", "nasnetalarge", "nest_tiny", "nextvit_small", "nf_resnet50", "dm_nfnet_f0", "pit_ti_224", "pnasnet5large", "pvt_v2_b0", "rdnet_tiny", "regnety_004", "repghostnet_050", "repvgg_a0", "repvit_m0_9", "res2net50_26w_4s", "resmlp_12_224", "resnest14d", "resnet10t", "resnetv2_50", "resnext50_32x4d", "rexnet_100", "selecsls42b", "senet154", "sequencer2d_s", "seresnet50", "skresnet18", "starnet_s1", "swiftformer_xs", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_224", "tf_efficientnet_lite0", "tiny_vit_5m_224", "tnt_s_patch16_224", "tresnet_m", "twins_pcpvt_small", "twins_svt_small", "vgg11_bn", "visformer_tiny", "vit_tiny_patch16_224", "vit_small_r26_s32_224", "vit_relpos_small_patch16_224", "samvit_base_patch16_224", "vitamin_small_224", "volo_d1_224", "ese_vovnet19b_dw", "xception41", "xcit_nano_12_p16_224"]
+TIMM = [
+    "beit_base_patch16_224", "botnet26t_256", "halonet26t", "lambda_resnet26t", "eca_nfnet_l0", "gcresnet33ts",
+    "cait_xxs24_224", "coat_tiny", "convit_tiny", "convmixer_768_32", "convnext_tiny", "convnextv2_nano",
+    "crossvit_tiny_240", "cspresnet50", "cspdarknet53", "davit_tiny", "deit3_small_patch16_224",
+    "deit_tiny_distilled_patch16_224", "densenet121", "dla34", "dpn68", "edgenext_small", "efficientformer_l1",
+    "efficientformerv2_s0", "efficientnet_b0", "efficientnetv2_rw_t", "efficientvit_b0", "efficientvit_m0",
+    "eva02_tiny_patch14_224", "fasternet_t0", "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny", "ghostnet_100",
+    "gmixer_24_224", "gmlp_s16_224", "hardcorenas_a", "hgnetv2_b0", "hiera_tiny_224", "hrnet_w18_small",
+    "inception_next_tiny", "inception_resnet_v2", "inception_v4", "lcnet_100", "levit_128s", "mambaout_femto",
+    "maxvit_tiny_rw_224", "coatnet_nano_rw_224", "poolformer_s12", "caformer_s18", "mixer_s32_224",
+    "mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv4_conv_small", "mobilevit_xxs", "mobilevitv2_050",
+    "mvitv2_tiny", "nasnetalarge", "nest_tiny", "nextvit_small", "nf_resnet50", "dm_nfnet_f0", "pit_ti_224",
+    "pnasnet5large", "pvt_v2_b0", "rdnet_tiny", "regnety_004", "repghostnet_050", "repvgg_a0", "repvit_m0_9",
+    "res2net50_26w_4s", "resmlp_12_224", "resnest14d", "resnet10t", "resnetv2_50", "resnext50_32x4d", "rexnet_100",
+    "selecsls42b", "senet154", "sequencer2d_s", "seresnet50", "skresnet18", "starnet_s1", "swiftformer_xs",
+    "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_224", "tf_efficientnet_lite0",
+    "tiny_vit_5m_224", "tnt_s_patch16_224", "tresnet_m", "twins_pcpvt_small", "twins_svt_small", "vgg11_bn",
+    "visformer_tiny", "vit_tiny_patch16_224", "vit_small_r26_s32_224", "vit_relpos_small_patch16_224",
+    "samvit_base_patch16_224", "vitamin_small_224", "volo_d1_224", "ese_vovnet19b_dw", "xception41",
+    "xcit_nano_12_p16_224",
+]  # fmt: skip
 
 SIZES = {"inception_v3": 299, "vit_h_14": 224, "maxvit_t": 224}
 """torchvision models that need more than the default of 64 pixels, or a fixed size."""

@@ -13,6 +13,7 @@ from autoprune.graph.parts import (
     SizeAttribute,
     Tensor,
     Term,
+    View,
 )
 from autoprune.graph.structure import Structure
 from autoprune.graph.surgery import Selection, apply_selection
@@ -33,6 +34,7 @@ __all__ = [
     "Structure",
     "Tensor",
     "Term",
+    "View",
     "apply_selection",
     "trace",
 ]

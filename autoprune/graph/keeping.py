@@ -151,6 +151,12 @@ def restrict(structure: Structure, keep: Keep) -> Structure:
             for p in structure.products
         ),
         rescales=tuple(_rescaled(item, left, lengths) for item in structure.rescales),
+        views=tuple(
+            dataclasses.replace(v, axes=tuple((axis, lengths.get(name, n), name) for axis, n, name in v.axes))
+            if v.module not in structure.resized
+            else v
+            for v in structure.views
+        ),
         layers=tuple(_narrowed(layer, row) for layer, row in zip(structure.layers, widths, strict=True)),
         fingerprint=digest,
     )

@@ -60,7 +60,7 @@ class Components:
     def leaves(self, labels: IntArray) -> tuple[IntArray, IntArray]:
         """Pairs (index into labels, root that decides on it), both (m,), ordered by index."""
         roots = self.roots[labels]
-        defined = np.isin(roots, self._defined)
+        defined = self._defined[roots]
         index, leaf = [np.flatnonzero(~defined)], [roots[~defined]]
         for i in np.flatnonzero(defined).tolist():
             parts = self.parts[int(roots[i])]
@@ -71,8 +71,10 @@ class Components:
         return where[order], np.concatenate(leaf)[order]
 
     @cached_property
-    def _defined(self) -> IntArray:
-        return np.fromiter(self.parts, dtype=np.int64, count=len(self.parts))
+    def _defined(self) -> NDArray[np.bool_]:
+        result = np.zeros(len(self.roots), dtype=np.bool_)
+        result[list(self.parts)] = True
+        return result
 
 
 @dataclass

@@ -40,7 +40,8 @@ def origin(node: Node, seen: dict[Node, Any]) -> Origin | None:
     for step in reversed(chain):
         if _name(step) in ("dropout", "to", "_to_copy", "contiguous", "clone", "detach", "alias"):
             continue
-        target: Any = step.target
+        # The values lie otherwise in memory than in the model, where a view may be possible that is none here.
+        target: Any = torch.ops.aten.reshape.default if _name(step) in ("view", "_unsafe_view") else step.target
         moved = target(moved, *step.args[1:], **step.kwargs)
     return Origin(weight, bias if isinstance(bias, Value) else None, np.unique(moved.numpy()).astype(np.int64))
 

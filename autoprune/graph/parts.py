@@ -166,3 +166,12 @@ class Rescale:
     rows: IntArray
     counter: str
     length: int
+
+
+@dataclass(frozen=True)
+class View:
+    """A view in the code of a module: its rank, and (axis, full length, counter) of the axes that hold labels."""
+
+    module: str
+    rank: int
+    axes: tuple[tuple[int, int, str], ...]

@@ -62,6 +62,7 @@ def lock_unread(traced: Traced) -> None:
 def build(traced: Traced, total_flops: float, round_to: int, exclude: Sequence[str]) -> Structure:
     """Solve the relations into a structure. total_flops: counted on the full model, for one sample."""
     rel = traced.relations
+    rescales = tuple(_rescales(rel))
     solved = rel.labels.solve()
     candidates = _candidates(traced, solved)
     open_ = [c for c in candidates if c.why is None and len(c.members) > 1]
@@ -88,7 +89,9 @@ def build(traced: Traced, total_flops: float, round_to: int, exclude: Sequence[s
         attributes=tuple(rel.attributes.values()),
         terms=terms,
         products=tuple(rel.products),
-        rescales=tuple(_rescales(rel)),
+        rescales=rescales,
+        views=tuple(rel.views),
+        resized=(),
         flops_fixed=total_flops - counted,
         layers=tuple(_layers(traced)),
         frozen=(*_frozen(candidates, rel), *_never_read(unread, traced)),
@@ -102,7 +105,7 @@ def build(traced: Traced, total_flops: float, round_to: int, exclude: Sequence[s
 
 def _rescales(rel: Relations) -> Iterator[Rescale]:
     for item in rel.rescalings.values():
-        name = "#" + hashlib.sha256(item.labels.tobytes()).hexdigest()[:16]
+        name = rel.counted(item.labels)
         for tensor in (item.origin.weight, item.origin.bias):
             if tensor is not None and tensor.source is not None:
                 yield Rescale(tensor.source, item.origin.rows, name, len(item.labels))

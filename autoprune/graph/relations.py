@@ -12,7 +12,7 @@ from typing import cast
 from torch import nn
 
 from autoprune.graph.labels import Axis, IntArray, Labels, Value, Why
-from autoprune.graph.parts import Call, Product, Role, SizeAttribute
+from autoprune.graph.parts import Call, Product, Role, SizeAttribute, View
 
 Key = tuple[str, int]
 """Name of a parameter, buffer or counter, and its axis."""
@@ -118,6 +118,7 @@ class Relations:
     attributes: dict[tuple[str, str], SizeAttribute] = field(default_factory=dict)
     counters: dict[str, IntArray] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
+    views: dict[View, None] = field(default_factory=dict)
     kinds: list[tuple[IntArray, str]] = field(default_factory=list)
     rescalings: dict[tuple[str, bytes], Rescaling] = field(default_factory=dict)
     hints: list[tuple[IntArray, Why]] = field(default_factory=list)
@@ -183,13 +184,21 @@ class Relations:
         if not self.counting or all(axis is None for axis in axes):
             return
         fixed = math.prod(size for size, axis in zip(sizes, axes, strict=True) if axis is None)
-        counted = []
-        for axis in axes:
-            if axis is not None:
-                name = "#" + hashlib.sha256(axis.tobytes()).hexdigest()[:16]
-                self.counters.setdefault(name, axis)
-                counted.append((name, len(axis)))
-        self.products.append(Product(2.0 * fixed / self.batch, tuple(counted)))
+        counted = tuple((self.counted(axis), len(axis)) for axis in axes if axis is not None)
+        self.products.append(Product(2.0 * fixed / self.batch, counted))
+
+    def counted(self, labels: IntArray) -> str:
+        """Name of a counter for these labels, for costs, scales and views."""
+        name = "#" + hashlib.sha256(labels.tobytes()).hexdigest()[:16]
+        self.counters.setdefault(name, labels)
+        return name
+
+    def view(self, module: str, result: Value) -> None:
+        """Note the sizes that a view in the code of a module asks for."""
+        axes = tuple(
+            (i, len(labels), self.counted(labels)) for i, labels in enumerate(result.axes) if labels is not None
+        )
+        self.views.setdefault(View(module, len(result.shape), axes))
 
     def rescale(self, query: Value, op: Operation) -> None:
         """Attention divides by the root of the width of its queries: after a cut the layer that computes the

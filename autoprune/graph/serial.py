@@ -22,6 +22,7 @@ from autoprune.graph.parts import (
     SizeAttribute,
     Tensor,
     Term,
+    View,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def to_json(structure: Structure) -> str:
         data[name] = [[p.tensor, p.axis, p.role.value, p.module, _runs(p.units)] for p in getattr(structure, name)]
     for name in ("attributes", "terms", "products", "layers", "frozen"):
         data[name] = [dataclasses.asdict(item) for item in data[name]]
+    data["views"] = [[v.module, v.rank, v.axes] for v in structure.views]
     data["rescales"] = [[r.tensor, r.rows.tolist(), r.counter, r.length] for r in structure.rescales]
     data["tensors"] = {name: [list(t.shape), t.is_parameter] for name, t in structure.tensors.items()}
     return json.dumps({"format": FORMAT, **data}, separators=(",", ":"))
@@ -57,11 +59,15 @@ def from_json(text: str) -> dict[str, Any]:
             Product(item["coefficient"], tuple((name, length) for name, length in item["axes"]))
             for item in data["products"]
         )
+        data["views"] = tuple(
+            View(module, rank, tuple((axis, length, name) for axis, length, name in axes))
+            for module, rank, axes in data["views"]
+        )
         data["rescales"] = tuple(Rescale(t, np.array(r, dtype=np.int64), c, n) for t, r, c, n in data["rescales"])
         data["frozen"] = tuple(FrozenGroup(**item) for item in data["frozen"])
         data["layers"] = tuple(_layer(item) for item in data["layers"])
         data["tensors"] = {name: Tensor(tuple(shape), kind) for name, (shape, kind) in data["tensors"].items()}
-        for name in ("names", "group_sizes", "kinds", "unsupported"):
+        for name in ("names", "group_sizes", "kinds", "resized", "unsupported"):
             data[name] = tuple(data[name])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"not a structure written by autoprune: {error!r}. Trace the model again") from error

@@ -29,6 +29,7 @@ from autoprune.graph.parts import (
     SizeAttribute,
     Tensor,
     Term,
+    View,
 )
 from autoprune.graph.surgery import Selection
 
@@ -40,7 +41,9 @@ class Structure:
     """The plan of one model. Build it with `trace`. Independent of the model instance, picklable, JSON-able.
 
     `axes` are those axes of parameters and buffers that hold units; `counters` are label counts that only
-    size attributes use. `flops_fixed` is what no group changes. Everything else is derived.
+    size attributes, products and views use.
+    `resized` are the modules whose `views` follow a cut. `flops_fixed` is what no group changes. Everything else is
+    derived.
     """
 
     names: tuple[str, ...]
@@ -53,6 +56,8 @@ class Structure:
     terms: tuple[Term, ...]
     products: tuple[Product, ...]
     rescales: tuple[Rescale, ...]
+    views: tuple[View, ...]
+    resized: tuple[str, ...]
     flops_fixed: float
     layers: tuple[Layer, ...]
     frozen: tuple[FrozenGroup, ...]

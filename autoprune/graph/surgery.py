@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import WrongArtefact
-from autoprune.graph import keeping
+from autoprune.graph import keeping, resizing
 from autoprune.graph.keeping import Keep
 from autoprune.graph.parts import IntArray, Role
 
@@ -32,13 +32,14 @@ class Selection:
 
     kept: {tensor: {axis: kept indices}}; attributes: {module: {attribute: new value}}; shapes: {tensor:
     shape before}; scales: {tensor: [(rows before the cut, factor)]} keep the scale of attention whose heads became
-    narrower.
+    narrower; views: {module: [(rank, [(axis, size in the code, size to ask for)])]} for modules whose code fixes them.
     """
 
     kept: Mapping[str, Mapping[int, list[int]]]
     attributes: Mapping[str, Mapping[str, int]]
     shapes: Mapping[str, tuple[int, ...]]
     scales: Mapping[str, list[tuple[list[int], float]]] = field(default_factory=dict)
+    views: Mapping[str, list[resizing.Rule]] = field(default_factory=dict)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON; axes become strings there."""
@@ -47,6 +48,7 @@ class Selection:
             "attributes": {module: dict(values) for module, values in self.attributes.items()},
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "scales": {name: [[rows, factor] for rows, factor in items] for name, items in self.scales.items()},
+            "views": {m: [[rank, [list(a) for a in axes]] for rank, axes in rules] for m, rules in self.views.items()},
         }
 
     @staticmethod
@@ -63,6 +65,12 @@ class Selection:
                 {
                     str(name): [([int(row) for row in rows], float(factor)) for rows, factor in items]
                     for name, items in data.get("scales", {}).items()
+                },
+                {
+                    str(module): [
+                        (int(rank), tuple((int(i), int(o), int(n)) for i, o, n in axes)) for rank, axes in rules
+                    ]
+                    for module, rules in data.get("views", {}).items()
                 },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -84,6 +92,7 @@ def select(structure: Structure, keep: Keep) -> Selection:
         found.attributes,
         {name: structure.tensors[name].shape for name in found.kept},
         {name: [(rows.tolist(), factor) for rows, factor in items] for name, items in found.scales.items()},
+        found.views,
     )
 
 
@@ -92,6 +101,7 @@ class _Cut:
     kept: Indices
     attributes: Sizes
     scales: Mapping[str, list[tuple[IntArray, float]]]
+    views: Mapping[str, list[resizing.Rule]]
 
 
 def _select(structure: Structure, keep: Keep) -> _Cut:
@@ -105,7 +115,8 @@ def _select(structure: Structure, keep: Keep) -> _Cut:
             found.setdefault(tensor, {})[axis] = stays
     attributes: dict[str, dict[str, int]] = {}
     for size in structure.attributes:
-        if (size.tensor, size.axis) in lengths:
+        # Code that is corrected view by view goes on reading the sizes that it was written for.
+        if size.module not in structure.resized and (size.tensor, size.axis) in lengths:
             value = lengths[size.tensor, size.axis] * size.multiply // size.divide
             attributes.setdefault(size.module, {})[size.attribute] = value
     scales: dict[str, list[tuple[IntArray, float]]] = {}
@@ -113,7 +124,21 @@ def _select(structure: Structure, keep: Keep) -> _Cut:
         length = lengths.get((item.counter, 0), item.length)
         if length != item.length and length:
             scales.setdefault(item.tensor, []).append((item.rows, float(np.sqrt(length / item.length))))
-    return _Cut(found, attributes, scales)
+    return _Cut(found, attributes, scales, _views(structure, lengths))
+
+
+def _views(structure: Structure, lengths: Mapping[tuple[str, int], int]) -> dict[str, list[resizing.Rule]]:
+    """What the views of the modules to resize have to ask for; fixed ones too, lest others take their place."""
+    found: dict[str, list[resizing.Rule]] = {}
+    for view in structure.views:
+        if view.module in structure.resized:
+            axes = tuple((axis, full, lengths.get((name, 0), full)) for axis, full, name in view.axes)
+            found.setdefault(view.module, []).append((view.rank, axes))
+    return {
+        module: list(dict.fromkeys(rules))
+        for module, rules in found.items()
+        if any(old != new for _, axes in rules for _, old, new in axes)
+    }
 
 
 def cut(structure: Structure, model: nn.Module, keep: Keep) -> nn.Module:
@@ -125,6 +150,8 @@ def cut(structure: Structure, model: nn.Module, keep: Keep) -> nn.Module:
         memo[id(tensor)] = _cut_tensor(tensor, found.kept.get(name, {}), found.scales.get(name, ()))
     small = copy.deepcopy(model, memo)
     _set_attributes(small, found.attributes)
+    for path, rules in found.views.items():
+        resizing.resize(small.get_submodule(path), rules)
     return small
 
 
@@ -142,6 +169,8 @@ def apply_selection(model: nn.Module, selection: Selection | Mapping[str, Any]) 
             for key, found in held.items():
                 held[key] = smaller.get(id(found), found)
     _set_attributes(model, selection.attributes)
+    for path, rules in selection.views.items():
+        resizing.resize(model.get_submodule(path), rules)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import warnings
@@ -92,7 +93,7 @@ def _state(model: nn.Module) -> tuple[dict[str, str], dict[str, torch.Tensor], d
     state: dict[str, torch.Tensor] = {}
     first: dict[int, str] = {}
     owners: dict[str, list[str]] = {}
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None:
                 continue
@@ -255,6 +256,17 @@ def _values(found: Any) -> Iterator[Value]:
     elif isinstance(found, Iterable) and not isinstance(found, str):
         for item in found:
             yield from _values(item)
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Without the fused path of nn.MultiheadAttention, which no export shows and no counter counts."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def devices(model: nn.Module) -> list[torch.device]:

@@ -43,10 +43,27 @@ def verified(structure: Structure, model: nn.Module, inputs: tracer.Inputs, hint
         torch.manual_seed(0)
         bench = Bench.build(model, inputs)
         for draw in (_up_to_half, _to_one):
-            trial = _Trial(dataclasses.replace(structure, round_to=1), bench, draw)
-            search = Search(_families(structure), _under(structure, model), trial.problem)
-            structure = without(structure, _frozen(structure, search.culprits(), hints))
+            found = _culprits(structure, model, bench, draw)
+            if found and (resized := _resized(structure, model, found)) != structure.resized:
+                other = dataclasses.replace(structure, resized=resized)
+                again = _culprits(other, model, bench, draw)
+                if len(again) < len(found):
+                    structure, found = other, again
+            structure = without(structure, _frozen(structure, found, hints))
     return dataclasses.replace(structure, verified=bench.precision)
+
+
+def _culprits(structure: Structure, model: nn.Module, bench: Bench, draw: Draw) -> dict[str, Why]:
+    trial = _Trial(dataclasses.replace(structure, round_to=1), bench, draw)
+    return Search(_families(structure), _under(structure, model), trial.problem).culprits()
+
+
+def _resized(structure: Structure, model: nn.Module, found: Mapping[str, Why]) -> tuple[str, ...]:
+    """Modules where a view failed, and their like: their views could follow the cut."""
+    failed = {type(model.get_submodule(why.module)) for why in found.values() if why.module}
+    paths = {view.module for view in structure.views if view.module}
+    more = {path for path in paths if type(model.get_submodule(path)) in failed}
+    return tuple(sorted({*structure.resized, *more}))
 
 
 def _families(structure: Structure) -> dict[str, str]:
@@ -200,7 +217,7 @@ class _Trial:
         generator = np.random.default_rng(0)
         self.structure = structure
         self.bench = bench
-        self.trains = draw is _to_one and bench.training is not None
+        self.narrowest = draw is _to_one
         self.keep = {
             name: np.sort(generator.choice(size, draw(size, generator), replace=False))
             for name, size in zip(structure.names, structure.group_sizes, strict=True)
@@ -225,7 +242,10 @@ class _Trial:
         return leaves(model(*args, **kwargs))
 
     def _cost_problem(self, saved: float, keep: Mapping[str, IntArray]) -> Why | None:
-        # Savings are compared, because what is fixed may cost otherwise in this precision.
+        # Savings are compared, because what is fixed may cost otherwise in this precision. In the narrowest model
+        # torch takes other ways for axes of length one.
+        if self.narrowest:
+            return None
         cost = self.structure.total_flops
         told = cost(self.structure.sizes) - cost(self.structure.counts(keep))
         if abs(saved - told) <= 1e-6 * max(self.bench.flops, 1.0):
@@ -243,7 +263,7 @@ class _Trial:
 
     def _training_problem(self, small: nn.Module) -> Why | None:
         # The narrowest model tells most and costs least.
-        if not self.trains or self.bench.training is None:
+        if not self.narrowest or self.bench.training is None:
             return None
         small.train()
         args, kwargs = self.bench.training

@@ -25,7 +25,8 @@ _DIMENSIONS = (
 
 def sizes(module: nn.Module, op: Operation, result: Value) -> Iterator[tuple[str, IntArray]]:
     """Yield every such attribute with the labels it counts."""
-    if op.name not in _VIEWS:
+    if op.name not in _VIEWS or isinstance(module, nn.MultiheadAttention):
+        # torch's own has a forward pass of its own here, see multihead_attention.
         return
     for name in (*_HEADS, *_DIMENSIONS):
         held = getattr(module, name, None)

@@ -22,7 +22,7 @@ def matmul(op: Operation, rel: Relations) -> tuple[Value, ...]:
     inner = rel.tie(first.axes[-1], second.axes[-2], op, _FIXED)
     rows, columns = first.axes[-2], second.axes[-1]
     sizes = (*op.shape[:-2], op.shape[-2], op.shape[-1], first.shape[-1])
-    _note(op, rel, batch, [inner])
+    _note(op, rel, batch, [inner, columns])
     rel.product(sizes, (*batch, rows, columns, inner))
     out = Value(op.shape, (*batch, rows, columns))
     if op.name == "baddbmm":
@@ -113,7 +113,8 @@ def einsum(op: Operation, rel: Relations) -> tuple[Value, ...]:
     if len(values) == 2:
         batch = [c for c in right if c in terms[0] and c in terms[1]]
         inner = [c for c in terms[0] if c in terms[1] and c not in right]
-        _note(op, rel, [axes[c] for c in batch], [axes[c] for c in inner])
+        free = [c for c in right if (c in terms[0]) != (c in terms[1])]
+        _note(op, rel, [axes[c] for c in batch], [axes[c] for c in (*inner, *free)])
         if inner:
             letters = sorted(sizes)
             rel.product(tuple(sizes[c] for c in letters), tuple(axes[c] for c in letters))

@@ -1,5 +1,6 @@
 """The structure engine: trace a model once, cut it many times."""
 
+from autoprune.graph.cache import cached_trace
 from autoprune.graph.parts import (
     AxisPlan,
     Call,
@@ -36,5 +37,6 @@ __all__ = [
     "Term",
     "View",
     "apply_selection",
+    "cached_trace",
     "trace",
 ]

@@ -4,7 +4,7 @@
 
 All torchvision classification and segmentation models and the timm models of `coverage_models.py`, with random
 weights (nothing is downloaded). Finished models in --out are not run again, so an interrupted run goes on where it
-stopped. --again runs them anyway; --workers runs several at once.
+stopped. --again runs them anyway; --workers runs several at once. --torch-pruning needs an --out of its own.
 
 exact: cut equals masked in float64 within 1e-9 (1e-4 where only float32 runs), FLOPs and parameters as predicted,
 every parameter that had a gradient still has one, shapes kept in training, state_dict round trip.
@@ -40,10 +40,14 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run what --out already holds")
     parser.add_argument("--torch-pruning", action="store_true", help="the same with Torch-Pruning, if installed")
     parser.add_argument("--summary", action="store_true", help="only print the table of --out")
+    parser.add_argument("--markdown", action="store_true", help="only print every row of --out as a Markdown table")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print("RESULT " + json.dumps(_child(options.child, options.torch_pruning)))
+        return
+    if options.markdown:
+        _markdown(_read(options.out))
         return
     if not options.summary:
         _run_all(options)
@@ -226,16 +230,31 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _line(row: dict[str, Any]) -> str:
+    if "passes" in row:
+        return f"{row['model']:44} passes {row['passes']} at half {row.get('half_flops')} {row.get('error', '')}"
     if "error" in row:
         return f"{row['model']:44} FAILED  {row['error'][:150]}"
     cells = " ".join(f"{title} {row.get(key)}" for key, title in TABLE)
     return f"{row['model']:44} {cells} {'; '.join(row.get('wrong', []))}"
 
 
+def _markdown(rows: Sequence[dict[str, Any]]) -> None:
+    print("| model | " + " | ".join(title for _, title in TABLE) + " |\n|" + "---|" * (len(TABLE) + 1))
+    for row in sorted(rows, key=lambda row: row["model"], reverse=True):
+        if "error" in row:
+            print(f"| {row['model']} | {row['error'][:100]} |" + " |" * (len(TABLE) - 1))
+        else:
+            print(f"| {row['model']} | " + " | ".join(str(row.get(key)) for key, _ in TABLE) + " |")
+
+
 def _summary(rows: Sequence[dict[str, Any]]) -> None:
     for source in ("torchvision", "timm"):
         mine = [row for row in rows if row["model"].startswith(source + "/")]
         if not mine:
+            continue
+        if "passes" in mine[0]:
+            passes = [row for row in mine if row.get("passes")]
+            print(f"{source}: {len(mine)} models, {len(passes)} pass with Torch-Pruning")
             continue
         good = [row for row in mine if row.get("exact")]
         half = [row for row in good if row["prunable"] >= 0.5]

@@ -1,5 +1,6 @@
 """The structure engine: trace a model once, cut it many times."""
 
+from autoprune.graph.cache import cached_trace
 from autoprune.graph.parts import (
     AxisPlan,
     Call,
@@ -7,10 +8,13 @@ from autoprune.graph.parts import (
     Group,
     Layer,
     Place,
+    Product,
+    Rescale,
     Role,
     SizeAttribute,
     Tensor,
     Term,
+    View,
 )
 from autoprune.graph.structure import Structure
 from autoprune.graph.surgery import Selection, apply_selection
@@ -23,12 +27,16 @@ __all__ = [
     "Group",
     "Layer",
     "Place",
+    "Product",
+    "Rescale",
     "Role",
     "Selection",
     "SizeAttribute",
     "Structure",
     "Tensor",
     "Term",
+    "View",
     "apply_selection",
+    "cached_trace",
     "trace",
 ]

@@ -1,7 +1,8 @@
 """Closed-form cost: every axis length is fixed + sum over groups of multiplicity * kept units.
 
 The units of a group live in the same places, so the length of an axis depends on how many units are kept
-and not on which. FLOPs and parameters are sums of coefficient * length * length.
+and not on which. Where heads meet dimensions the length has products of two kept counts. FLOPs and parameters
+are sums of coefficient * product of lengths.
 """
 
 from __future__ import annotations
@@ -22,16 +23,25 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Products:
-    """T terms coefficients * length[firsts] * length[seconds], over lengths whose entry 0 is 1."""
+    """T terms coefficients (T,) * product of lengths[rows (T, R)], over lengths whose entry 0 is 1."""
 
     coefficients: FloatArray
-    firsts: IntArray
-    seconds: IntArray
+    rows: IntArray
 
     def each(self, lengths: FloatArray) -> FloatArray:
         """(T,) value of each term."""
-        result: FloatArray = self.coefficients * lengths[self.firsts] * lengths[self.seconds]
+        result: FloatArray = self.coefficients * lengths[self.rows].prod(axis=1)
         return result
+
+
+@dataclass(frozen=True, eq=False)
+class Grids:
+    """Parts of lengths that are products of counts: axis (P,), multiplicity (P,), groups (P, R) into counts with
+    a one appended."""
+
+    axis: IntArray
+    multiplicity: FloatArray
+    groups: IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +50,7 @@ class CostTable:
 
     fixed: FloatArray
     multiplicity: FloatArray
+    grids: Grids
     flops_terms: Products
     flops_fixed: float
     params_terms: Products
@@ -56,6 +67,9 @@ class CostTable:
     def lengths(self, counts: NDArray[Any]) -> FloatArray:
         """(A,) kept length of each axis."""
         result: FloatArray = self.fixed + self.multiplicity @ counts
+        if len(self.grids.axis):
+            padded = np.append(np.asarray(counts, dtype=np.float64), 1.0)
+            np.add.at(result, self.grids.axis, self.grids.multiplicity * padded[self.grids.groups].prod(axis=1))
         return result
 
     def flops(self, counts: NDArray[Any]) -> float:
@@ -79,11 +93,11 @@ class CostTable:
 class _Builder:
     def __init__(self, structure: Structure) -> None:
         self.structure = structure
-        self.rows = {(plan.tensor, plan.axis): i + 1 for i, plan in enumerate(structure.axes)}
+        self.rows = {key: i + 1 for i, key in enumerate(structure.plans_by_axis)}
 
     def table(self) -> CostTable:
         structure = self.structure
-        fixed, multiplicity = self._axes()
+        fixed, multiplicity, grids = self._axes()
         parameters = [name for name, tensor in structure.tensors.items() if tensor.is_parameter]
         planned = {name for name, _ in self.rows}
         constant = [name for name in parameters if name not in planned]
@@ -92,7 +106,8 @@ class _Builder:
         return CostTable(
             fixed=fixed,
             multiplicity=multiplicity,
-            flops_terms=self._sizes({term.weight: term.coefficient for term in structure.terms}),
+            grids=grids,
+            flops_terms=self._products([*self._elements(coefficients), *self._activations()]),
             flops_fixed=structure.flops_fixed,
             params_terms=self._sizes({name: 1.0 for name in parameters if name in planned}),
             params_fixed=float(sum(math.prod(structure.tensors[name].shape) for name in constant)),
@@ -101,17 +116,36 @@ class _Builder:
             layer_out=self._products([(1.0, self._axis(layer.weight, self._out_axis(layer))) for layer in layers]),
         )
 
-    def _axes(self) -> tuple[FloatArray, FloatArray]:
+    def _axes(self) -> tuple[FloatArray, FloatArray, Grids]:
         structure = self.structure
         sizes, offsets = structure.sizes, structure.offsets
-        fixed = np.ones(len(structure.axes) + 1)
-        multiplicity = np.zeros((len(structure.axes) + 1, len(sizes)))
-        for row, plan in enumerate(structure.axes, start=1):
-            units = plan.units[plan.units >= 0]
-            fixed[row] = len(plan.units) - len(units)
-            owner = np.searchsorted(offsets, units, side="right") - 1
-            multiplicity[row] = np.bincount(owner, minlength=len(sizes)) / sizes
-        return fixed, multiplicity
+        fixed = np.ones(len(self.rows) + 1)
+        multiplicity = np.zeros((len(self.rows) + 1, len(sizes)))
+        grids: list[tuple[int, float, list[int]]] = []
+        for row, plans in enumerate(structure.plans_by_axis.values(), start=1):
+            table = np.stack([plan.units for plan in plans], axis=1)
+            owners = np.where(table < 0, -1, np.searchsorted(offsets, table, side="right") - 1)
+            cells, counts = np.unique(owners, axis=0, return_counts=True)
+            fixed[row] = 0
+            for cell, count in zip(cells.tolist(), counts.tolist(), strict=True):
+                groups = [group for group in cell if group >= 0]
+                if not groups:
+                    fixed[row] += count
+                elif len(groups) == 1:
+                    multiplicity[row, groups[0]] += count / sizes[groups[0]]
+                else:
+                    grids.append((row, count / float(np.prod(sizes[groups])), groups))
+        width = max((len(groups) for *_, groups in grids), default=1)
+        padded = [groups + [len(sizes)] * (width - len(groups)) for *_, groups in grids]
+        return (
+            fixed,
+            multiplicity,
+            Grids(
+                np.array([row for row, *_ in grids], dtype=np.int64),
+                np.array([count for _, count, _ in grids], dtype=np.float64),
+                np.array(padded, dtype=np.int64).reshape(-1, width),
+            ),
+        )
 
     def _axis(self, tensor: str, axis: int) -> tuple[float, int]:
         """(constant, row): one of them is 1 or 0."""
@@ -119,22 +153,31 @@ class _Builder:
         return (1.0 if row else float(self.structure.tensors[tensor].shape[axis])), row
 
     def _sizes(self, coefficients: dict[str, float]) -> Products:
-        """Terms coefficient * number of elements, at most two axes of a tensor being planned."""
-        factors = []
-        for name, coefficient in coefficients.items():
-            found = [self._axis(name, axis) for axis in range(len(self.structure.tensors[name].shape))]
-            factors.append((coefficient, *found))
-        return self._products(factors)
+        """Terms coefficient * number of elements."""
+        return self._products(self._elements(coefficients))
+
+    def _elements(self, coefficients: dict[str, float]) -> list[tuple[Any, ...]]:
+        shapes = {name: self.structure.tensors[name].shape for name in coefficients}
+        return [
+            (coefficient, *(self._axis(name, axis) for axis in range(len(shapes[name]))))
+            for name, coefficient in coefficients.items()
+        ]
+
+    def _activations(self) -> list[tuple[Any, ...]]:
+        found = []
+        for item in self.structure.products:
+            rows = [(self.rows.get((name, 0), 0), length) for name, length in item.axes]
+            found.append((item.coefficient, *((1.0 if row else float(length), row) for row, length in rows)))
+        return found
 
     def _products(self, factors: list[tuple[Any, ...]]) -> Products:
         coefficient, rows = [], []
         for first, *axes in factors:
             coefficient.append(first * math.prod(constant for constant, _ in axes))
-            planned = [row for _, row in axes if row]
-            assert len(planned) <= 2, "more than two axes of one tensor can be cut"
-            rows.append([*planned, 0, 0][:2])
-        index = np.array(rows, dtype=np.int64).reshape(-1, 2)
-        return Products(np.array(coefficient, dtype=np.float64), index[:, 0], index[:, 1])
+            rows.append([row for _, row in axes if row])
+        width = max((len(row) for row in rows), default=1) or 1
+        index = np.array([row + [0] * (width - len(row)) for row in rows], dtype=np.int64).reshape(-1, width)
+        return Products(np.array(coefficient, dtype=np.float64), index)
 
     @staticmethod
     def _out_axis(layer: Any) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoprune.errors import BadInput, unknown_name
-from autoprune.graph.parts import AxisPlan, IntArray, Layer, Tensor
+from autoprune.graph.parts import AxisPlan, IntArray, Layer, Rescale, Tensor
 
 if TYPE_CHECKING:
     from autoprune.graph.structure import Structure
@@ -45,6 +45,14 @@ def kept_units(structure: Structure, keep: Keep) -> NDArray[np.bool_]:
         kept[start : start + size] = False
         kept[start + indices] = True
     return kept
+
+
+def stays(plans: Sequence[AxisPlan], kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(n,) which indices of one axis stay when these units (U,) are kept."""
+    result = np.ones(len(plans[0].units), dtype=np.bool_)
+    for plan in plans:
+        result &= (plan.units < 0) | kept[plan.units]
+    return result
 
 
 def explicit(structure: Structure, keep: Keep) -> dict[str, IntArray]:
@@ -122,12 +130,14 @@ def restrict(structure: Structure, keep: Keep) -> Structure:
         return structure
     counts = structure.counts(keep)
     number = np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int64)
-    axes = tuple(_restricted(plan, kept, number) for plan in structure.axes)
+    left = {key: stays(plans, kept) for key, plans in structure.plans_by_axis.items()}
+    axes = tuple(_restricted(plan, left[plan.tensor, plan.axis], number) for plan in structure.axes)
     tensors = dict(structure.tensors)
     for plan in axes:
         old = tensors[plan.tensor]
         shape = (*old.shape[: plan.axis], len(plan.units), *old.shape[plan.axis + 1 :])
         tensors[plan.tensor] = Tensor(shape, old.is_parameter)
+    lengths = {name: int(indices.sum()) for (name, _), indices in left.items()}
     widths = structure.layer_widths(counts)
     digest = hashlib.sha256(structure.fingerprint.encode() + np.packbits(kept).tobytes()).hexdigest()
     return dataclasses.replace(
@@ -135,17 +145,35 @@ def restrict(structure: Structure, keep: Keep) -> Structure:
         group_sizes=tuple(int(count) for count in counts),
         tensors=tensors,
         axes=axes,
-        counters=tuple(_restricted(plan, kept, number) for plan in structure.counters),
+        counters=tuple(_restricted(plan, left[plan.tensor, 0], number) for plan in structure.counters),
+        products=tuple(
+            dataclasses.replace(p, axes=tuple((name, lengths.get(name, length)) for name, length in p.axes))
+            for p in structure.products
+        ),
+        rescales=tuple(_rescaled(item, left, lengths) for item in structure.rescales),
+        views=tuple(
+            dataclasses.replace(v, axes=tuple((axis, lengths.get(name, n), name) for axis, n, name in v.axes))
+            if v.module not in structure.resized
+            else v
+            for v in structure.views
+        ),
         layers=tuple(_narrowed(layer, row) for layer, row in zip(structure.layers, widths, strict=True)),
         fingerprint=digest,
     )
 
 
-def _restricted(plan: AxisPlan, kept: NDArray[np.bool_], number: IntArray) -> AxisPlan:
-    stays = plan.units[(plan.units < 0) | kept[plan.units]]
-    units = np.where(stays < 0, -1, number[stays]).astype(np.int64)
+def _restricted(plan: AxisPlan, left: NDArray[np.bool_], number: IntArray) -> AxisPlan:
+    found = plan.units[left]
+    units = np.where(found < 0, -1, number[found]).astype(np.int64)
     units.setflags(write=False)
     return dataclasses.replace(plan, units=units)
+
+
+def _rescaled(item: Rescale, left: Mapping[tuple[str, int], NDArray[np.bool_]], lengths: Mapping[str, int]) -> Rescale:
+    rows, kept = item.rows, left.get((item.tensor, 0))
+    if kept is not None:
+        rows = (np.cumsum(kept) - 1)[rows[kept[rows]]]
+    return dataclasses.replace(item, rows=rows, length=lengths.get(item.counter, item.length))
 
 
 def _narrowed(layer: Layer, widths: NDArray[np.float64]) -> Layer:

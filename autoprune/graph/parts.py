@@ -42,12 +42,13 @@ class Place:
 @dataclass(frozen=True, eq=False)
 class Group:
     """Units that live in the same places. flops_per_unit: FLOPs saved by removing one unit from the full
-    model."""
+    model. kind: what a unit is: channel, head (of an attention) or head_dim (one dimension inside every head)."""
 
     name: str
     size: int
     places: tuple[Place, ...]
     flops_per_unit: float
+    kind: str = "channel"
 
     def places_with(self, *roles: Role) -> tuple[Place, ...]:
         """The places that have one of these roles, in graph order."""
@@ -130,7 +131,7 @@ class Tensor:
 @dataclass(frozen=True, eq=False)
 class AxisPlan:
     """The unit of every index of one axis, shape (n,): a number over all groups in their order, or -1 for
-    fixed."""
+    fixed. An axis of heads times dimensions has two plans, and an index stays when both of its units do."""
 
     tensor: str
     axis: int
@@ -145,3 +146,32 @@ class Term:
 
     weight: str
     coefficient: float
+
+
+@dataclass(frozen=True)
+class Product:
+    """FLOPs of a product of activations: coefficient times the kept lengths of counted axes (name, full
+    length)."""
+
+    coefficient: float
+    axes: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rescale:
+    """rows (n,) of a tensor, axis 0, to multiply by sqrt(kept length / length) of a counted axis: keeps the
+    scale of an attention whose queries became narrower."""
+
+    tensor: str
+    rows: IntArray
+    counter: str
+    length: int
+
+
+@dataclass(frozen=True)
+class View:
+    """A view in the code of a module: its rank, and (axis, full length, counter) of the axes that hold labels."""
+
+    module: str
+    rank: int
+    axes: tuple[tuple[int, int, str], ...]

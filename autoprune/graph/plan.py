@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -13,8 +13,9 @@ import numpy as np
 from torch import nn
 
 from autoprune.errors import BadInput
+from autoprune.graph.freezing import without
 from autoprune.graph.labels import Components, IntArray, Why
-from autoprune.graph.parts import AxisPlan, FrozenGroup, Layer, Role, Tensor, Term
+from autoprune.graph.parts import AxisPlan, FrozenGroup, Layer, Rescale, Role, Tensor, Term
 from autoprune.graph.relations import Key, Relations
 from autoprune.graph.structure import Structure
 from autoprune.graph.tracer import Traced
@@ -27,6 +28,7 @@ class Candidate:
     members: tuple[int, ...]
     why: Why | None
     keys: tuple[Key, ...]
+    kind: str
 
 
 def lock_excluded(traced: Traced, exclude: Sequence[str]) -> None:
@@ -60,27 +62,36 @@ def lock_unread(traced: Traced) -> None:
 def build(traced: Traced, total_flops: float, round_to: int, exclude: Sequence[str]) -> Structure:
     """Solve the relations into a structure. total_flops: counted on the full model, for one sample."""
     rel = traced.relations
+    rescales = tuple(_rescales(rel))
     solved = rel.labels.solve()
     candidates = _candidates(traced, solved)
     open_ = [c for c in candidates if c.why is None and len(c.members) > 1]
     units = _numbered(open_, len(solved.roots))
-    axes = tuple(_plans(traced, units[solved.roots]))
+    axes = tuple(_plans(traced, solved, units))
+    counters = tuple(
+        plan
+        for name, labels in rel.counters.items()
+        for plan in _axis_plans((name, 0), Role.OTHER, name.partition(":")[0], labels, solved, units)
+    )
     terms = tuple(Term(name, flops) for name, flops in rel.flops.items())
     counted = sum(term.coefficient * float(np.prod(traced.values[term.weight].shape)) for term in terms)
+    counted += sum(p.coefficient * float(np.prod([length for _, length in p.axes])) for p in rel.products)
     unread = [name for name in traced.values if name not in rel.read and traced.state[name].dim()]
     digest = hashlib.sha256(traced.digest.encode())
     digest.update(json.dumps([sorted(exclude), round_to]).encode())
-    return Structure(
+    structure = Structure(
         names=_names(open_, rel),
         group_sizes=tuple(len(c.members) for c in open_),
+        kinds=tuple(c.kind for c in open_),
         tensors={n: Tensor(tuple(t.shape), isinstance(t, nn.Parameter)) for n, t in traced.state.items()},
         axes=axes,
-        counters=tuple(
-            AxisPlan(name, 0, Role.OTHER, name.partition(":")[0], _fixed(units[solved.roots[labels]]))
-            for name, labels in rel.counters.items()
-        ),
+        counters=counters,
         attributes=tuple(rel.attributes.values()),
         terms=terms,
+        products=tuple(rel.products),
+        rescales=rescales,
+        views=tuple(rel.views),
+        resized=(),
         flops_fixed=total_flops - counted,
         layers=tuple(_layers(traced)),
         frozen=(*_frozen(candidates, rel), *_never_read(unread, traced)),
@@ -89,6 +100,35 @@ def build(traced: Traced, total_flops: float, round_to: int, exclude: Sequence[s
         verified="no",
         fingerprint=digest.hexdigest(),
     )
+    return without(structure, {item.name: item for item in _uneven(structure)})
+
+
+def _rescales(rel: Relations) -> Iterator[Rescale]:
+    for item in rel.rescalings.values():
+        name = rel.counted(item.labels)
+        for tensor in (item.origin.weight, item.origin.bias):
+            if tensor is not None and tensor.source is not None:
+                yield Rescale(tensor.source, item.origin.rows, name, len(item.labels))
+
+
+def _uneven(structure: Structure) -> Iterator[FrozenGroup]:
+    """Groups that do not meet others as a full grid, so that their counts alone do not tell a length."""
+    for key, plans in structure.plans_by_axis.items():
+        table = np.stack([plan.units for plan in plans], axis=1)
+        owners = np.where(table < 0, -1, np.searchsorted(structure.offsets, table, side="right") - 1)
+        for owner in np.unique(owners, axis=0):
+            groups = sorted({int(g) for g in owner if g >= 0})
+            if len(groups) < 2:
+                continue
+            cells = table[(owners == owner).all(axis=1)]
+            _, counts = np.unique(cells, axis=0, return_counts=True)
+            whole = len(counts) == np.prod([structure.group_sizes[g] for g in groups])
+            if len(groups) == sum(g >= 0 for g in owner) and whole and (counts == counts[0]).all():
+                continue
+            module = structure.names[groups[0]]
+            for g in groups:
+                reason = f"a view mixes these with other units on axis {key[1]} of {key[0]}"
+                yield FrozenGroup(structure.names[g], structure.group_sizes[g], "view", module, reason)
 
 
 def hints_by_group(traced: Traced, structure: Structure) -> dict[str, Why]:
@@ -97,12 +137,15 @@ def hints_by_group(traced: Traced, structure: Structure) -> dict[str, Why]:
         return {}
     solved = traced.relations.labels.solve()
     group_of_root: dict[int, str] = {}
-    for plan in structure.axes:
-        roots = solved.roots[_labels(traced, (plan.tensor, plan.axis))]
-        owners = np.searchsorted(structure.offsets, plan.units, side="right") - 1
-        for root, owner, unit in zip(roots.tolist(), owners.tolist(), plan.units.tolist(), strict=True):
-            if unit >= 0:
-                group_of_root[root] = structure.names[owner]
+    for (tensor, axis), plans in structure.plans_by_axis.items():
+        if tensor not in traced.values:
+            continue
+        roots = solved.roots[_labels(traced, (tensor, axis))]
+        for plan in plans:
+            owners = np.searchsorted(structure.offsets, plan.units, side="right") - 1
+            for root, owner, unit in zip(roots.tolist(), owners.tolist(), plan.units.tolist(), strict=True):
+                if unit >= 0:
+                    group_of_root.setdefault(root, structure.names[owner])
     hints: dict[str, Why] = {}
     for labels, why in traced.relations.hints:
         for root in np.unique(solved.roots[labels]).tolist():
@@ -126,29 +169,39 @@ def _keys(traced: Traced) -> list[Key]:
 def _candidates(traced: Traced, solved: Components) -> list[Candidate]:
     """Group components by the multiset of axes they live on and by their lock, ordered by first producer."""
     keys = _keys(traced)
-    roots_of = [solved.roots[_labels(traced, key)] for key in keys]
-    root = np.concatenate([*roots_of, np.zeros(0, dtype=np.int64)])
-    axis = np.repeat(np.arange(len(keys)), [len(r) for r in roots_of])
-    place = np.concatenate([*(np.arange(len(r)) for r in roots_of), np.zeros(0, dtype=np.int64)])
+    pairs = [solved.leaves(_labels(traced, key)) for key in keys]
+    root = np.concatenate([*(leaf for _, leaf in pairs), np.zeros(0, dtype=np.int64)])
+    axis = np.repeat(np.arange(len(keys)), [len(leaf) for _, leaf in pairs])
+    place = np.concatenate([*(index for index, _ in pairs), np.zeros(0, dtype=np.int64)])
     order = np.lexsort((place, axis, root))
     root, axis, place = root[order], axis[order], place[order]
     starts = np.flatnonzero(np.diff(root, prepend=-1))
-    groups: dict[tuple[bytes, int], list[tuple[int, int]]] = {}
+    kinds = _kinds(traced, solved)
+    groups: dict[tuple[bytes, int, int, str], list[tuple[int, int]]] = {}
     for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(root)], strict=True):
-        lock = int(solved.locks[root[start]])
-        groups.setdefault((axis[start:end].tobytes(), lock), []).append((int(place[start]), int(root[start])))
-    found = []
-    for (signature, lock), members in groups.items():
-        on = tuple(keys[i] for i in dict.fromkeys(np.frombuffer(signature, dtype=axis.dtype).tolist()))
+        found = int(root[start])
+        kind = kinds.get(found, "channel")
+        key = (axis[start:end].tobytes(), int(solved.locks[found]), int(solved.grid[found]), kind)
+        groups.setdefault(key, []).append((int(place[start]), found))
+    result = []
+    for (signature, lock, _, kind), members in groups.items():
+        numbers = np.frombuffer(signature, dtype=axis.dtype)
+        on = tuple(keys[i] for i in dict.fromkeys(numbers.tolist()))
         why = solved.whys[lock] if lock >= 0 else _unproduced(on, traced.relations)
-        found.append(
-            (
-                np.frombuffer(signature, dtype=axis.dtype)[0],
-                Candidate(tuple(r for _, r in sorted(members)), why, on),
-            )
-        )
-    found.sort(key=lambda item: (int(item[0]), item[1].members[0]))
-    return [candidate for _, candidate in found]
+        # Roots of one grid axis are numbered in its order, which is not always that of the first places.
+        result.append((int(numbers[0]), Candidate(tuple(r for _, r in sorted(members)), why, on, kind)))
+    result.sort(key=lambda item: (item[0], item[1].members[0]))
+    return [candidate for _, candidate in result]
+
+
+def _kinds(traced: Traced, solved: Components) -> dict[int, str]:
+    """What the axes of grids are, where attention named them: root -> head or head_dim."""
+    kinds: dict[int, str] = {}
+    for labels, kind in traced.relations.kinds:
+        for root in np.unique(solved.roots[labels]).tolist():
+            if solved.grid[root]:
+                kinds.setdefault(root, kind)
+    return kinds
 
 
 def _labels(traced: Traced, key: Key) -> IntArray:
@@ -177,7 +230,7 @@ def _names(candidates: Sequence[Candidate], rel: Relations) -> tuple[str, ...]:
     for candidate in candidates:
         key = _producer(candidate, rel)
         assert key is not None
-        path = _owner(key, rel)
+        path = _owner(key, rel) + ("" if candidate.kind == "channel" else f"#{candidate.kind}")
         seen[path] += 1
         names.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
     return tuple(names)
@@ -191,14 +244,25 @@ def _numbered(candidates: Sequence[Candidate], count: int) -> IntArray:
     return units
 
 
-def _plans(traced: Traced, units_N: IntArray) -> list[AxisPlan]:
-    plans = []
+def _plans(traced: Traced, solved: Components, units_N: IntArray) -> Iterator[AxisPlan]:
     for key in _keys(traced):
-        units = _fixed(units_N[_labels(traced, key)])
-        if (units >= 0).any():
-            role = traced.relations.roles.get(key, Role.OTHER)
-            plans.append(AxisPlan(*key, role, _owner(key, traced.relations), units))
-    return plans
+        role = traced.relations.roles.get(key, Role.OTHER)
+        yield from _axis_plans(key, role, _owner(key, traced.relations), _labels(traced, key), solved, units_N)
+
+
+def _axis_plans(
+    key: Key, role: Role, module: str, labels: IntArray, solved: Components, units_N: IntArray
+) -> Iterator[AxisPlan]:
+    """One plan for each unit that an index can depend on; none where nothing can be cut."""
+    index, leaf = solved.leaves(labels)
+    unit = units_N[leaf]
+    index, unit = index[unit >= 0], unit[unit >= 0]
+    while len(index):
+        first = np.flatnonzero(np.diff(index, prepend=-1))
+        units = np.full(len(labels), -1, dtype=np.int64)
+        units[index[first]] = unit[first]
+        yield AxisPlan(*key, role, module, _fixed(units))
+        index, unit = np.delete(index, first), np.delete(unit, first)
 
 
 def _fixed(units: IntArray) -> IntArray:

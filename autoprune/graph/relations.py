@@ -3,6 +3,8 @@ attributes."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -10,10 +12,27 @@ from typing import cast
 from torch import nn
 
 from autoprune.graph.labels import Axis, IntArray, Labels, Value, Why
-from autoprune.graph.parts import Call, Role, SizeAttribute
+from autoprune.graph.parts import Call, Product, Role, SizeAttribute, View
 
 Key = tuple[str, int]
 """Name of a parameter, buffer or counter, and its axis."""
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """The layer whose weight rows (n,) an activation consists of, moved about but not changed."""
+
+    weight: Value
+    bias: Value | None
+    rows: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Rescaling:
+    """Rows of a layer to multiply by sqrt(kept / size) of these labels when they are cut."""
+
+    origin: Origin
+    labels: IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +47,7 @@ class Operation:
     arguments: Mapping[str, object]
     shapes: tuple[tuple[int, ...], ...]
     pointwise: bool = False
+    origin: Origin | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,6 +117,10 @@ class Relations:
     readings: dict[str, list[Reading]] = field(default_factory=dict)
     attributes: dict[tuple[str, str], SizeAttribute] = field(default_factory=dict)
     counters: dict[str, IntArray] = field(default_factory=dict)
+    products: list[Product] = field(default_factory=list)
+    views: dict[View, None] = field(default_factory=dict)
+    kinds: list[tuple[IntArray, str]] = field(default_factory=list)
+    rescalings: dict[tuple[str, bytes], Rescaling] = field(default_factory=dict)
     hints: list[tuple[IntArray, Why]] = field(default_factory=list)
     unsupported: dict[str, None] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
@@ -153,6 +177,40 @@ class Relations:
             return
         self.counters[name] = labels
         self.count(module, attribute, (name, 0), len(labels))
+
+    def product(self, sizes: tuple[int, ...], axes: tuple[Axis, ...]) -> None:
+        """Add a product of activations: its FLOPs are 2 * the product of all sizes, those with labels as they
+        are kept."""
+        if not self.counting or all(axis is None for axis in axes):
+            return
+        fixed = math.prod(size for size, axis in zip(sizes, axes, strict=True) if axis is None)
+        counted = tuple((self.counted(axis), len(axis)) for axis in axes if axis is not None)
+        self.products.append(Product(2.0 * fixed / self.batch, counted))
+
+    def counted(self, labels: IntArray) -> str:
+        """Name of a counter for these labels, for costs, scales and views."""
+        name = "#" + hashlib.sha256(labels.tobytes()).hexdigest()[:16]
+        self.counters.setdefault(name, labels)
+        return name
+
+    def view(self, module: str, result: Value) -> None:
+        """Note the sizes that a view in the code of a module asks for."""
+        axes = tuple(
+            (i, len(labels), self.counted(labels)) for i, labels in enumerate(result.axes) if labels is not None
+        )
+        self.views.setdefault(View(module, len(result.shape), axes))
+
+    def rescale(self, query: Value, op: Operation) -> None:
+        """Attention divides by the root of the width of its queries: after a cut the layer that computes the
+        queries takes the difference; where none can, the width stays."""
+        width = query.axes[-1]
+        if width is None:
+            return
+        if op.origin is None or op.origin.weight.source is None:
+            self.labels.lock(width, op.why("the attention scale follows from these dimensions"))
+            return
+        key = (op.origin.weight.source, op.origin.rows.tobytes())
+        self.rescalings.setdefault(key, Rescaling(op.origin, width))
 
     def reads(self, weight: Value, reading: Reading, positions: float) -> None:
         """Add one use of a weight: its FLOPs are 2 * positions * number of weight elements, per sample."""

@@ -16,16 +16,19 @@ from autoprune.graph.parts import (
     FrozenGroup,
     IntArray,
     Layer,
+    Product,
+    Rescale,
     Role,
     SizeAttribute,
     Tensor,
     Term,
+    View,
 )
 
 if TYPE_CHECKING:
     from autoprune.graph.structure import Structure
 
-FORMAT = 1
+FORMAT = 2
 
 
 def to_json(structure: Structure) -> str:
@@ -33,8 +36,10 @@ def to_json(structure: Structure) -> str:
     data: dict[str, Any] = {f.name: getattr(structure, f.name) for f in dataclasses.fields(structure)}
     for name in ("axes", "counters"):
         data[name] = [[p.tensor, p.axis, p.role.value, p.module, _runs(p.units)] for p in getattr(structure, name)]
-    for name in ("attributes", "terms", "layers", "frozen"):
+    for name in ("attributes", "terms", "products", "layers", "frozen"):
         data[name] = [dataclasses.asdict(item) for item in data[name]]
+    data["views"] = [[v.module, v.rank, v.axes] for v in structure.views]
+    data["rescales"] = [[r.tensor, r.rows.tolist(), r.counter, r.length] for r in structure.rescales]
     data["tensors"] = {name: [list(t.shape), t.is_parameter] for name, t in structure.tensors.items()}
     return json.dumps({"format": FORMAT, **data}, separators=(",", ":"))
 
@@ -50,10 +55,19 @@ def from_json(text: str) -> dict[str, Any]:
             data[name] = tuple(AxisPlan(t, a, Role(r), m, _units(u)) for t, a, r, m, u in data[name])
         data["attributes"] = tuple(SizeAttribute(**item) for item in data["attributes"])
         data["terms"] = tuple(Term(**item) for item in data["terms"])
+        data["products"] = tuple(
+            Product(item["coefficient"], tuple((name, length) for name, length in item["axes"]))
+            for item in data["products"]
+        )
+        data["views"] = tuple(
+            View(module, rank, tuple((axis, length, name) for axis, length, name in axes))
+            for module, rank, axes in data["views"]
+        )
+        data["rescales"] = tuple(Rescale(t, np.array(r, dtype=np.int64), c, n) for t, r, c, n in data["rescales"])
         data["frozen"] = tuple(FrozenGroup(**item) for item in data["frozen"])
         data["layers"] = tuple(_layer(item) for item in data["layers"])
         data["tensors"] = {name: Tensor(tuple(shape), kind) for name, (shape, kind) in data["tensors"].items()}
-        for name in ("names", "group_sizes", "unsupported"):
+        for name in ("names", "group_sizes", "kinds", "resized", "unsupported"):
             data[name] = tuple(data[name])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"not a structure written by autoprune: {error!r}. Trace the model again") from error
@@ -103,6 +117,7 @@ def describe(structure: Structure) -> dict[str, Any]:
         rows.append(
             {
                 "name": name,
+                "kind": structure.kinds[index],
                 "units": int(sizes[index]),
                 "min_units": int(least[index]),
                 "flops_share": (flops - structure.total_flops(counts)) / flops if flops else 0.0,

@@ -24,9 +24,12 @@ from autoprune.graph.parts import (
     IntArray,
     Layer,
     Place,
+    Product,
+    Rescale,
     SizeAttribute,
     Tensor,
     Term,
+    View,
 )
 from autoprune.graph.surgery import Selection
 
@@ -38,16 +41,23 @@ class Structure:
     """The plan of one model. Build it with `trace`. Independent of the model instance, picklable, JSON-able.
 
     `axes` are those axes of parameters and buffers that hold units; `counters` are label counts that only
-    size attributes use. `flops_fixed` is what no group changes. Everything else is derived.
+    size attributes, products and views use.
+    `resized` are the modules whose `views` follow a cut. `flops_fixed` is what no group changes. Everything else is
+    derived.
     """
 
     names: tuple[str, ...]
     group_sizes: tuple[int, ...]
+    kinds: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     axes: tuple[AxisPlan, ...]
     counters: tuple[AxisPlan, ...]
     attributes: tuple[SizeAttribute, ...]
     terms: tuple[Term, ...]
+    products: tuple[Product, ...]
+    rescales: tuple[Rescale, ...]
+    views: tuple[View, ...]
+    resized: tuple[str, ...]
     flops_fixed: float
     layers: tuple[Layer, ...]
     frozen: tuple[FrozenGroup, ...]
@@ -82,9 +92,18 @@ class Structure:
                 places[index].append(Place(plan.tensor, plan.axis, plan.role, plan.module, found))
         saved = self._saved_per_unit
         return tuple(
-            Group(name, size, tuple(places[i]), float(saved[i]))
-            for i, (name, size) in enumerate(zip(self.names, self.group_sizes, strict=True))
+            Group(name, self.group_sizes[i], tuple(places[i]), float(saved[i]), self.kinds[i])
+            for i, name in enumerate(self.names)
         )
+
+    @cached_property
+    def plans_by_axis(self) -> Mapping[tuple[str, int], tuple[AxisPlan, ...]]:
+        """The plans of every axis and counter; an index stays when all of its plans keep it."""
+        found: dict[tuple[str, int], tuple[AxisPlan, ...]] = {}
+        for plan in (*self.axes, *self.counters):
+            key = (plan.tensor, plan.axis)
+            found[key] = (*found.get(key, ()), plan)
+        return found
 
     def group(self, name: str) -> Group:
         """Return the group of that name. Raises UnknownName."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import WrongArtefact
-from autoprune.graph import keeping
+from autoprune.graph import keeping, resizing
 from autoprune.graph.keeping import Keep
 from autoprune.graph.parts import IntArray, Role
 
@@ -30,12 +31,15 @@ class Selection:
     """A cut as plain data, applied by `apply_selection`.
 
     kept: {tensor: {axis: kept indices}}; attributes: {module: {attribute: new value}}; shapes: {tensor:
-    shape before}.
+    shape before}; scales: {tensor: [(rows before the cut, factor)]} keep the scale of attention whose heads became
+    narrower; views: {module: [(rank, [(axis, size in the code, size to ask for)])]} for modules whose code fixes them.
     """
 
     kept: Mapping[str, Mapping[int, list[int]]]
     attributes: Mapping[str, Mapping[str, int]]
     shapes: Mapping[str, tuple[int, ...]]
+    scales: Mapping[str, list[tuple[list[int], float]]] = field(default_factory=dict)
+    views: Mapping[str, list[resizing.Rule]] = field(default_factory=dict)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON; axes become strings there."""
@@ -43,6 +47,8 @@ class Selection:
             "kept": {name: {str(axis): kept for axis, kept in axes.items()} for name, axes in self.kept.items()},
             "attributes": {module: dict(values) for module, values in self.attributes.items()},
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "scales": {name: [[rows, factor] for rows, factor in items] for name, items in self.scales.items()},
+            "views": {m: [[rank, [list(a) for a in axes]] for rank, axes in rules] for m, rules in self.views.items()},
         }
 
     @staticmethod
@@ -56,6 +62,16 @@ class Selection:
                 },
                 {str(m): {str(a): int(v) for a, v in values.items()} for m, values in data["attributes"].items()},
                 {str(name): tuple(int(n) for n in shape) for name, shape in data["shapes"].items()},
+                {
+                    str(name): [([int(row) for row in rows], float(factor)) for rows, factor in items]
+                    for name, items in data.get("scales", {}).items()
+                },
+                {
+                    str(module): [
+                        (int(rank), tuple((int(i), int(o), int(n)) for i, o, n in axes)) for rank, axes in rules
+                    ]
+                    for module, rules in data.get("views", {}).items()
+                },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WrongArtefact(
@@ -69,37 +85,73 @@ Sizes = Mapping[str, Mapping[str, int]]
 
 def select(structure: Structure, keep: Keep) -> Selection:
     """Work out which indices of which tensors stay, and the sizes that follow."""
-    found, attributes = _select(structure, keep)
-    kept = {name: {axis: indices.tolist() for axis, indices in axes.items()} for name, axes in found.items()}
-    return Selection(kept, attributes, {name: structure.tensors[name].shape for name in found})
+    found = _select(structure, keep)
+    kept = {name: {axis: indices.tolist() for axis, indices in axes.items()} for name, axes in found.kept.items()}
+    return Selection(
+        kept,
+        found.attributes,
+        {name: structure.tensors[name].shape for name in found.kept},
+        {name: [(rows.tolist(), factor) for rows, factor in items] for name, items in found.scales.items()},
+        found.views,
+    )
 
 
-def _select(structure: Structure, keep: Keep) -> tuple[Indices, Sizes]:
+@dataclass(frozen=True)
+class _Cut:
+    kept: Indices
+    attributes: Sizes
+    scales: Mapping[str, list[tuple[IntArray, float]]]
+    views: Mapping[str, list[resizing.Rule]]
+
+
+def _select(structure: Structure, keep: Keep) -> _Cut:
     kept = keeping.kept_units(structure, keep)
     found: dict[str, dict[int, IntArray]] = {}
     lengths: dict[tuple[str, int], int] = {}
-    for plan in (*structure.axes, *structure.counters):
-        stays = np.flatnonzero((plan.units < 0) | kept[plan.units])
-        lengths[plan.tensor, plan.axis] = len(stays)
-        if plan.tensor in structure.tensors and len(stays) < len(plan.units):
-            found.setdefault(plan.tensor, {})[plan.axis] = stays
+    for (tensor, axis), plans in structure.plans_by_axis.items():
+        stays = np.flatnonzero(keeping.stays(plans, kept))
+        lengths[tensor, axis] = len(stays)
+        if tensor in structure.tensors and len(stays) < len(plans[0].units):
+            found.setdefault(tensor, {})[axis] = stays
     attributes: dict[str, dict[str, int]] = {}
     for size in structure.attributes:
-        if (size.tensor, size.axis) in lengths:
+        # Code that is corrected view by view goes on reading the sizes that it was written for.
+        if size.module not in structure.resized and (size.tensor, size.axis) in lengths:
             value = lengths[size.tensor, size.axis] * size.multiply // size.divide
             attributes.setdefault(size.module, {})[size.attribute] = value
-    return found, attributes
+    scales: dict[str, list[tuple[IntArray, float]]] = {}
+    for item in structure.rescales:
+        length = lengths.get((item.counter, 0), item.length)
+        if length != item.length and length:
+            scales.setdefault(item.tensor, []).append((item.rows, float(np.sqrt(length / item.length))))
+    return _Cut(found, attributes, scales, _views(structure, lengths))
+
+
+def _views(structure: Structure, lengths: Mapping[tuple[str, int], int]) -> dict[str, list[resizing.Rule]]:
+    """What the views of the modules to resize have to ask for; fixed ones too, lest others take their place."""
+    found: dict[str, list[resizing.Rule]] = {}
+    for view in structure.views:
+        if view.module in structure.resized:
+            axes = tuple((axis, full, lengths.get((name, 0), full)) for axis, full, name in view.axes)
+            found.setdefault(view.module, []).append((view.rank, axes))
+    return {
+        module: list(dict.fromkeys(rules))
+        for module, rules in found.items()
+        if any(old != new for _, axes in rules for _, old, new in axes)
+    }
 
 
 def cut(structure: Structure, model: nn.Module, keep: Keep) -> nn.Module:
     """Return a cut copy. Tensors that are cut are never copied in full."""
-    found, attributes = _select(structure, keep)
+    found = _select(structure, keep)
     memo: dict[int, Any] = {}
-    for name, axes in found.items():
+    for name in dict.fromkeys((*found.kept, *found.scales)):
         tensor = _checked(model, name, structure.tensors[name].shape)
-        memo[id(tensor)] = _cut_tensor(tensor, axes)
+        memo[id(tensor)] = _cut_tensor(tensor, found.kept.get(name, {}), found.scales.get(name, ()))
     small = copy.deepcopy(model, memo)
-    _set_attributes(small, attributes)
+    _set_attributes(small, found.attributes)
+    for path, rules in found.views.items():
+        resizing.resize(small.get_submodule(path), rules)
     return small
 
 
@@ -110,12 +162,15 @@ def apply_selection(model: nn.Module, selection: Selection | Mapping[str, Any]) 
     smaller = {}
     for name, axes in selection.kept.items():
         tensor = _checked(model, name, selection.shapes.get(name))
-        smaller[id(tensor)] = _cut_tensor(tensor, _arrays(name, tensor, axes))
+        scales = [(np.asarray(rows, dtype=np.int64), factor) for rows, factor in selection.scales.get(name, ())]
+        smaller[id(tensor)] = _cut_tensor(tensor, _arrays(name, tensor, axes), scales)
     for module in model.modules():
         for held in (cast("dict[str, Any]", module._parameters), cast("dict[str, Any]", module._buffers)):
             for key, found in held.items():
                 held[key] = smaller.get(id(found), found)
     _set_attributes(model, selection.attributes)
+    for path, rules in selection.views.items():
+        resizing.resize(model.get_submodule(path), rules)
     return model
 
 
@@ -130,6 +185,27 @@ def mask(structure: Structure, model: nn.Module, keep: Keep) -> nn.Module:
                 tensor = tensor_by_name(masked, plan.tensor)
                 tensor.index_fill_(plan.axis, torch.from_numpy(gone).to(tensor.device), 0)
     return masked
+
+
+@contextlib.contextmanager
+def masked(structure: Structure, model: nn.Module, keep: Keep) -> Iterator[nn.Module]:
+    """The model itself with its removed units at zero, and as it was afterwards. Saves memory against `mask`."""
+    kept = keeping.kept_units(structure, keep)
+    saved: list[tuple[Tensor, int, Tensor, Tensor]] = []
+    with torch.no_grad():
+        for plan in structure.axes:
+            gone = np.flatnonzero((plan.units >= 0) & ~kept[plan.units])
+            if plan.role in ZEROED and len(gone):
+                tensor = tensor_by_name(model, plan.tensor)
+                index = torch.from_numpy(gone).to(tensor.device)
+                saved.append((tensor, plan.axis, index, tensor.index_select(plan.axis, index)))
+                tensor.index_fill_(plan.axis, index, 0)
+    try:
+        yield model
+    finally:
+        with torch.no_grad():
+            for tensor, axis, index, values in reversed(saved):
+                tensor.index_copy_(axis, index, values)
 
 
 def tensor_by_name(model: nn.Module, name: str) -> Tensor:
@@ -167,11 +243,17 @@ def _arrays(name: str, tensor: Tensor, axes: Mapping[int, list[int]]) -> dict[in
     return found
 
 
-def _cut_tensor(tensor: Tensor, axes: Mapping[int, IntArray]) -> Tensor:
+def _cut_tensor(tensor: Tensor, axes: Mapping[int, IntArray], scales: Sequence[tuple[IntArray, float]] = ()) -> Tensor:
     small = tensor.detach()
     # What removes most goes first, so that the second selection copies little.
     for axis in sorted(axes, key=lambda axis: len(axes[axis]) / tensor.shape[axis]):
         small = small.index_select(axis, torch.from_numpy(axes[axis]).to(tensor.device))
+    if scales:
+        factors = np.ones(tensor.shape[0])
+        for rows, factor in scales:
+            factors[rows] = factor
+        left = torch.from_numpy(factors[axes[0]] if 0 in axes else factors).to(small)
+        small = small * left.view(-1, *(1,) * (tensor.dim() - 1))
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
         small = small.contiguous(memory_format=torch.channels_last)
     if isinstance(tensor, nn.Parameter):

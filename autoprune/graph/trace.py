@@ -30,17 +30,18 @@ def trace(
     Raises TraceFailed, or BadInput for a wrong option. The model is not changed.
     """
     _check_options(exclude, round_to)
-    inputs = tracer.as_inputs(example_inputs)
-    own = tracer.prepared(model)
-    total = _count(own, inputs)
-    with torch.random.fork_rng(tracer.devices(own)):
-        traced = tracer.trace_relations(own, inputs)
-    plan.lock_excluded(traced, exclude)
-    plan.lock_unread(traced)
-    structure = plan.build(traced, total / tracer.batch_size(inputs), round_to, exclude)
-    if verify:
-        return verification.verified(structure, own, inputs, plan.hints_by_group(traced, structure))
-    return structure
+    with tracer.plain_attention():
+        inputs = tracer.as_inputs(example_inputs)
+        own = tracer.prepared(model)
+        total = _count(own, inputs)
+        with torch.random.fork_rng(tracer.devices(own)):
+            traced = tracer.trace_relations(own, inputs)
+        plan.lock_excluded(traced, exclude)
+        plan.lock_unread(traced)
+        structure = plan.build(traced, total / tracer.batch_size(inputs), round_to, exclude)
+        if verify:
+            return verification.verified(structure, own, inputs, plan.hints_by_group(traced, structure))
+        return structure
 
 
 def _check_options(exclude: Sequence[str], round_to: int) -> None:

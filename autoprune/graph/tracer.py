@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import warnings
@@ -14,9 +15,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from autoprune.errors import TraceFailed
-from autoprune.graph import adapters, rules
+from autoprune.graph import adapters, origins, rules
 from autoprune.graph.labels import Value, Why
-from autoprune.graph.relations import Operation, Relations
+from autoprune.graph.relations import Operation, Origin, Relations
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -107,7 +108,7 @@ def _state(model: nn.Module) -> tuple[dict[str, str], dict[str, torch.Tensor], d
     state: dict[str, torch.Tensor] = {}
     first: dict[int, str] = {}
     owners: dict[str, list[str]] = {}
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None:
                 continue
@@ -236,7 +237,15 @@ def _operation(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> Operation
         arguments=arguments,
         shapes=tuple(tuple(int(n) for n in item.shape) for item in tensors),
         pointwise=torch.Tag.pointwise in getattr(node.target, "tags", ()),
+        origin=_query_origin(node, seen),
     )
+
+
+def _query_origin(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> Origin | None:
+    """Only attention asks where its first argument comes from."""
+    if _name(node.target) != "scaled_dot_product_attention" or not isinstance(node.args[0], torch.fx.Node):
+        return None
+    return origins.origin(node.args[0], seen)
 
 
 def _name(target: Any) -> str:
@@ -264,6 +273,17 @@ def _values(found: Any) -> Iterator[Value]:
             yield from _values(item)
 
 
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Without the fused path of nn.MultiheadAttention, which no export shows and no counter counts."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def devices(model: nn.Module) -> list[torch.device]:
     """The CUDA devices that the model lives on, whose random state has to be kept too."""
     return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
@@ -279,7 +299,7 @@ def prepared(model: nn.Module) -> nn.Module:
         if tensor.is_meta:
             raise TraceFailed(f"{name!r} is on the meta device and has no values. Load real weights before tracing.")
     try:
-        return copy.deepcopy(model).eval()
+        return copy.deepcopy(model).eval().requires_grad_(False)
     except Exception as error:
         raise TraceFailed(
             f"the model cannot be copied: {short(error)} Copying is how autoprune never touches it."

@@ -1,7 +1,7 @@
 """Prove a structure: cut copies at random and compare them with masked ones; freeze the groups that disagree.
 
 Module code with sizes written into Python shows itself here. All groups are tried at once; only when that
-fails are the culprits searched, by bisection. The model itself and the random state of the process are left
+fails are the culprits searched (see `search`). The model itself and the random state of the process are left
 alone.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
-from autoprune.graph import tracer
+from autoprune.graph import surgery, tracer
+from autoprune.graph.freezing import without
 from autoprune.graph.labels import Why
-from autoprune.graph.parts import AxisPlan, FrozenGroup, IntArray
+from autoprune.graph.parts import FrozenGroup, IntArray
+from autoprune.graph.search import Search
 from autoprune.graph.structure import Structure
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
@@ -39,35 +43,49 @@ def verified(structure: Structure, model: nn.Module, inputs: tracer.Inputs, hint
         torch.manual_seed(0)
         bench = Bench.build(model, inputs)
         for draw in (_up_to_half, _to_one):
-            trial = _Trial(dataclasses.replace(structure, round_to=1), bench, draw)
-            structure = without(structure, _frozen(structure, trial.all_culprits(), hints))
+            found = _culprits(structure, model, bench, draw)
+            if found and (resized := _resized(structure, model, found)) != structure.resized:
+                other = dataclasses.replace(structure, resized=resized)
+                again = _culprits(other, model, bench, draw)
+                if len(again) < len(found):
+                    structure, found = other, again
+            structure = without(structure, _frozen(structure, found, hints))
     return dataclasses.replace(structure, verified=bench.precision)
 
 
-def without(structure: Structure, frozen: Mapping[str, FrozenGroup]) -> Structure:
-    """The structure with these groups frozen."""
-    if not frozen:
-        return structure
-    stays = np.array([name not in frozen for name in structure.names])
-    unit_stays = np.repeat(stays, structure.sizes)
-    number = np.where(unit_stays, np.cumsum(unit_stays) - 1, -1).astype(np.int64)
-    axes = tuple(_renumbered(plan, number) for plan in structure.axes)
-    return dataclasses.replace(
-        structure,
-        names=tuple(name for name in structure.names if name not in frozen),
-        group_sizes=tuple(
-            size for name, size in zip(structure.names, structure.group_sizes, strict=True) if name not in frozen
-        ),
-        axes=tuple(plan for plan in axes if (plan.units >= 0).any()),
-        counters=tuple(_renumbered(plan, number) for plan in structure.counters),
-        frozen=(*structure.frozen, *frozen.values()),
-    )
+def _culprits(structure: Structure, model: nn.Module, bench: Bench, draw: Draw) -> dict[str, Why]:
+    trial = _Trial(dataclasses.replace(structure, round_to=1), bench, draw)
+    return Search(_families(structure), _under(structure, model), trial.problem).culprits()
 
 
-def _renumbered(plan: AxisPlan, number: IntArray) -> AxisPlan:
-    units = np.where(plan.units < 0, -1, number[plan.units]).astype(np.int64)
-    units.setflags(write=False)
-    return dataclasses.replace(plan, units=units)
+def _resized(structure: Structure, model: nn.Module, found: Mapping[str, Why]) -> tuple[str, ...]:
+    """Modules where a view failed, and their like: their views could follow the cut."""
+    failed = {type(model.get_submodule(why.module)) for why in found.values() if why.module}
+    paths = {view.module for view in structure.views if view.module}
+    more = {path for path in paths if type(model.get_submodule(path)) in failed}
+    return tuple(sorted({*structure.resized, *more}))
+
+
+def _families(structure: Structure) -> dict[str, str]:
+    """Group name -> what repeated blocks have in common: the name without its numbers."""
+    return {name: re.sub(r"\d+", "*", name) for name in structure.names}
+
+
+def _under(structure: Structure, model: nn.Module) -> Callable[[str], set[str]]:
+    """For the path of a module: the groups with a tensor below it or below another module of its class."""
+    modules: dict[str, set[str]] = {}
+    for group in structure.groups:
+        for place in group.places:
+            parts = place.tensor.split(".")
+            for i in range(1, len(parts)):
+                modules.setdefault(".".join(parts[:i]), set()).add(group.name)
+    classes = {path: type(module) for path, module in model.named_modules()}
+
+    def groups(path: str) -> set[str]:
+        like = [other for other, kind in classes.items() if kind is classes.get(path) and other]
+        return set().union(*(modules.get(other, set()) for other in like))
+
+    return groups
 
 
 def _up_to_half(size: int, generator: np.random.Generator) -> int:
@@ -99,16 +117,19 @@ class Bench:
     training: tracer.Inputs | None
     shapes: Any
     precision: str
+    flops: float
 
     @staticmethod
     def build(model: nn.Module, inputs: tracer.Inputs) -> Bench:
         """In float64 where the model can, else in its own precision."""
-        own = copy.deepcopy(model).eval()
+        own = copy.deepcopy(model).eval().requires_grad_(False)
         for precision in ("float64", "float32"):
             dtype = getattr(torch, precision)
             ready, given = own.to(dtype), _random_like(inputs, dtype)
+            counter = FlopCounterMode(display=False)
             try:
-                ready(*given[0], **given[1])
+                with counter:
+                    ready(*given[0], **given[1])
             except Exception:
                 # Some module makes tensors of a fixed type; float32 is the type it was written for.
                 continue
@@ -116,7 +137,14 @@ class Bench:
         _randomise(ready)
         twice = tracer.twice(given)
         shapes = _train_shapes(ready, twice)
-        return Bench(ready, given, None if isinstance(shapes, Exception) else twice, shapes, precision)
+        return Bench(
+            ready,
+            given,
+            None if isinstance(shapes, Exception) else twice,
+            shapes,
+            precision,
+            float(counter.get_total_flops()),
+        )
 
 
 def _random_like(inputs: tracer.Inputs, dtype: torch.dtype) -> tracer.Inputs:
@@ -173,58 +201,56 @@ def _train_shapes(model: nn.Module, inputs: tracer.Inputs) -> Any:
                 norm.running_var.mul_(0.8 + 0.4 * torch.rand_like(norm.running_var)).clamp_(min=1e-3)
 
 
+def leaves(output: Any) -> list[Tensor]:
+    """All tensors of an output."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
 def _shapes(output: Any) -> list[tuple[int, ...]]:
-    return [tuple(leaf.shape) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [tuple(leaf.shape) for leaf in leaves(output)]
 
 
 class _Trial:
-    """Tries sets of groups; a group loses the same units in every set, so that bisection finds what
-    failed."""
+    """Tries sets of groups; a group loses the same units in every set, so that a search finds what failed."""
 
     def __init__(self, structure: Structure, bench: Bench, draw: Draw) -> None:
         generator = np.random.default_rng(0)
         self.structure = structure
         self.bench = bench
+        self.narrowest = draw is _to_one
         self.keep = {
             name: np.sort(generator.choice(size, draw(size, generator), replace=False))
             for name, size in zip(structure.names, structure.group_sizes, strict=True)
         }
-
-    def all_culprits(self) -> dict[str, Why]:
-        """Groups that cannot be cut, until all others together can."""
-        found: dict[str, Why] = {}
-        while left := [name for name in self.structure.names if name not in found]:
-            new = self.culprits(left)
-            if not new:
-                break
-            found |= new
-        return found
-
-    def culprits(self, names: Sequence[str]) -> dict[str, Why]:
-        """Bisect: the groups of this set that fail alone, or all of a set that only fails together."""
-        problem = self.problem(names)
-        if problem is None:
-            return {}
-        if len(names) == 1:
-            return {names[0]: problem}
-        middle = len(names) // 2
-        found = self.culprits(names[:middle]) | self.culprits(names[middle:])
-        return found or dict.fromkeys(names, problem)
 
     def problem(self, names: Sequence[str]) -> Why | None:
         """What goes wrong when these groups are cut and all others kept."""
         keep = {name: self.keep[name] for name in names}
         small = self.structure.cut(self.bench.model, keep)
         try:
-            cut = self._run(small)
-            problem = self._difference(cut, self._run(self.structure.mask(self.bench.model, keep)))
-            return problem or self._training_problem(small)
+            with FlopCounterMode(display=False) as counter:
+                cut = self._run(small)
+            saved = (self.bench.flops - counter.get_total_flops()) / tracer.batch_size(self.bench.inputs)
+            with surgery.masked(self.structure, self.bench.model, keep) as full:
+                problem = self._difference(cut, self._run(full))
+            return problem or self._cost_problem(saved, keep) or self._training_problem(small)
         except Exception as error:
             return Why("verification", tracer.failing_module(small, error), tracer.short(error))
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         args, kwargs = self.bench.inputs
-        return [leaf for leaf in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        return leaves(model(*args, **kwargs))
+
+    def _cost_problem(self, saved: float, keep: Mapping[str, IntArray]) -> Why | None:
+        # Savings are compared, because what is fixed may cost otherwise in this precision. In the narrowest model
+        # torch takes other ways for axes of length one.
+        if self.narrowest:
+            return None
+        cost = self.structure.total_flops
+        told = cost(self.structure.sizes) - cost(self.structure.counts(keep))
+        if abs(saved - told) <= 1e-6 * max(self.bench.flops, 1.0):
+            return None
+        return Why("verification", "", f"saves {saved:.0f} FLOPs, the plan says {told:.0f}")
 
     def _difference(self, cut: list[Tensor], masked: list[Tensor]) -> Why | None:
         if _shapes(cut) != _shapes(masked):
@@ -236,7 +262,8 @@ class _Trial:
         return None
 
     def _training_problem(self, small: nn.Module) -> Why | None:
-        if self.bench.training is None:
+        # The narrowest model tells most and costs least.
+        if not self.narrowest or self.bench.training is None:
             return None
         small.train()
         args, kwargs = self.bench.training

@@ -33,14 +33,14 @@ class Unsupported(nn.Module):
         self.first, self.second, self.head = conv_bn(3, 8), conv_bn(8, 6), head(6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.second(torch.flip(self.first(x), dims=(1,))))
+        return self.head(self.second(torch.sort(self.first(x), dim=1)[0]))
 
 
 def test_unknown_operator_locks_and_is_named() -> None:
     structure = trace(Unsupported(), image())
-    assert structure.unsupported == ("aten.flip.default",)
+    assert structure.unsupported == ("aten.sort.default",)
     item = frozen(structure, "first.0")
-    assert (item.operator, item.module, item.size) == ("aten.flip.default", "", 8)
+    assert (item.operator, item.module, item.size) == ("aten.sort.default", "", 8)
     assert "no rule" in item.reason
     assert structure.names == ("second.0",)
 
@@ -110,7 +110,7 @@ def test_what_is_not_zero_for_a_removed_unit_is_frozen() -> None:
     assert not structure.names
 
 
-@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 8), nn.LayerNorm([8, 10, 10])])
+@pytest.mark.parametrize("norm", [nn.GroupNorm(1, 8), nn.LayerNorm([8, 10, 10])])
 def test_norms_across_channels_are_frozen(norm: nn.Module) -> None:
     structure = trace(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), norm, nn.Conv2d(8, 6, 3), head(6)), image())
     assert "statistics are taken over" in frozen(structure, "0").reason

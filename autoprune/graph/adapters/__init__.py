@@ -7,20 +7,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 
-from autoprune.graph.adapters import zero_pad
+from autoprune.graph.adapters import attention_sizes, multihead_attention, zero_pad
 from autoprune.graph.labels import IntArray, Value
 from autoprune.graph.relations import Operation, Relations
 
+VIEWS = ("view", "reshape", "_unsafe_view")
+
 Adapter = Callable[[nn.Module, Operation, Value], Iterator[tuple[str, IntArray]]]
 
-ADAPTERS: tuple[Adapter, ...] = (zero_pad.sizes,)
+ADAPTERS: tuple[Adapter, ...] = (zero_pad.sizes, attention_sizes.sizes)
+
+FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {nn.MultiheadAttention: multihead_attention.forward}
+"""Forward passes that replace a module's own, where its code refuses other sizes altogether."""
 
 
 def apply(op: Operation, rel: Relations, results: tuple[Value, ...]) -> None:
     """Let every adapter look at an operation, from the innermost module outwards."""
+    if op.name in VIEWS and any(axis is not None for axis in results[0].axes):
+        rel.view(op.module, results[0])
     for scope in reversed(op.scopes):
         module = rel.modules.get(scope)
         if module is None:

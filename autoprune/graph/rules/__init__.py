@@ -11,10 +11,12 @@ from collections.abc import Callable
 from autoprune.graph.labels import Value
 from autoprune.graph.relations import Operation, Relations
 from autoprune.graph.rules import (
+    attention,
     convolution,
     elementwise,
     joining,
     linear,
+    moving,
     normalisation,
     pooling,
     reduction,
@@ -24,10 +26,12 @@ from autoprune.graph.rules import (
 Rule = Callable[[Operation, Relations], tuple[Value, ...]]
 
 RULES: dict[str, Rule] = {
+    **attention.RULES,
     **convolution.RULES,
     **elementwise.RULES,
     **joining.RULES,
     **linear.RULES,
+    **moving.RULES,
     **normalisation.RULES,
     **pooling.RULES,
     **reduction.RULES,

@@ -76,10 +76,21 @@ _SAME = (
     "rrelu",
     "native_dropout",
     "type_as",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+    "fill",
+    "float",
+    "half",
 )
 
 RULES = {
     **dict.fromkeys(_SAME, same),
-    **dict.fromkeys(("add", "sub", "mul", "div", "maximum", "minimum", "rsub"), pointwise),
+    **dict.fromkeys(
+        ("add", "sub", "mul", "div", "maximum", "minimum", "rsub", "where", "masked_fill", "copy"), pointwise
+    ),
     "prelu": prelu,
 }

@@ -43,13 +43,31 @@ def layer_norm(op: Operation, rel: Relations) -> tuple[Value, ...]:
 
 
 def group_norm(op: Operation, rel: Relations) -> tuple[Value, ...]:
-    """Statistics run over groups of channels."""
-    value = op.value("input")
+    """Statistics run over each group of channels, so whole groups are the units: without its channels a group
+    changes no other one. A single group stays whole."""
+    value, groups = op.value("input"), op.integer("num_groups")
     why = op.why("statistics are taken over groups of channels")
-    for axis in value.axes[1:]:
+    for axis in value.axes[2:]:
         rel.labels.lock(axis, why)
-    _lock_vectors(op, rel)
-    return (Value(op.shape, (value.axes[0], *(None for _ in value.axes[1:]))),)
+    channel = value.axes[1]
+    if groups == 1 or channel is None:
+        rel.labels.lock(channel, why)
+        _lock_vectors(op, rel)
+        return (Value(op.shape, (value.axes[0], *(None for _ in value.axes[1:]))),)
+    table = channel.reshape(groups, -1)
+    for column in table.T[1:]:
+        rel.tie(table[:, 0], column, op, "one group of a group normalisation")
+    for name in ("weight", "bias"):
+        vector = op.optional(name)
+        if vector is not None:
+            rel.role(vector, 0, _ROLES[name])
+            channel = rel.tie(channel, vector.axes[0], op, "normalises channels that cannot be cut")
+            rel.size(vector, 0, "num_channels")
+            rel.size(vector, 0, "num_groups", divide=table.shape[1])
+    if op.optional("weight") is None:
+        rel.counter(op.module, "num_groups", table[:, 0], op)
+        rel.counter(op.module, "num_channels", table.reshape(-1), op)
+    return (Value(op.shape, (value.axes[0], channel, *(None for _ in value.axes[2:]))),)
 
 
 def _lock_vectors(op: Operation, rel: Relations) -> None:
@@ -71,4 +89,5 @@ RULES = {
     "instance_norm": per_channel,
     "layer_norm": layer_norm,
     "group_norm": group_norm,
+    "rms_norm": layer_norm,
 }

@@ -12,13 +12,16 @@ from autoprune.graph.relations import Operation, Relations
 
 
 def reshape(op: Operation, rel: Relations) -> tuple[Value, ...]:
-    """Merge and split axes. A merge repeats the labels of its only labelled axis; anything else locks."""
+    """Merge and split axes."""
     value = op.values()[0]
     axes: list[Axis] = [None] * len(op.shape)
     if math.prod(op.shape) == 0:
         rel.lock_all(value, op.why("an empty tensor"))
         return (Value(op.shape, tuple(axes)),)
     for before, after in _matched(value.shape, op.shape):
+        if len(before) == len(after) == 1:
+            axes[after[0]] = value.axes[before[0]]
+            continue
         moved = _moved(op, rel, value, before, [op.shape[i] for i in after])
         for i, labels in zip(after, moved, strict=True):
             axes[i] = labels
@@ -45,17 +48,25 @@ def _product(shape: tuple[int, ...], axes: list[int]) -> int:
 
 
 def _moved(op: Operation, rel: Relations, value: Value, before: list[int], sizes: list[int]) -> list[Axis]:
-    labelled = [i for i in before if value.axes[i] is not None]
-    if len(labelled) == 1:
-        split = _spread(value, before, labelled[0]).reshape(sizes)
-        for axis, size in enumerate(sizes):
-            # Labels that vary along one new axis only are that axis's labels.
-            lines = np.moveaxis(split, axis, -1).reshape(-1, size)
-            if (lines == lines[0]).all():
-                return [lines[0] if other == axis else None for other in range(len(sizes))]
-    for i in labelled:
-        rel.labels.lock(value.axes[i], op.why("a view splits or mixes these channels"))
-    return [None] * len(sizes)
+    """Labels of the new axes of one run. Each old axis lands on the new ones along which its labels vary: on one
+    as it is, on several as a grid; a new axis that several old ones land on is their product."""
+    landed: list[list[IntArray]] = [[] for _ in sizes]
+    for i in before:
+        if value.axes[i] is None:
+            continue
+        split = _spread(value, before, i).reshape(sizes)
+        along = [axis for axis in range(len(sizes)) if _varies(split, axis)]
+        if not along:
+            rel.labels.lock(value.axes[i], op.why("a view takes this axis away"))
+            continue
+        cells = split[tuple(slice(None) if axis in along else 0 for axis in range(len(sizes)))]
+        for axis, labels in zip(along, [cells] if len(along) == 1 else rel.labels.split(cells), strict=True):
+            landed[axis].append(labels)
+    return [None if not found else found[0] if len(found) == 1 else rel.labels.join(found) for found in landed]
+
+
+def _varies(split: IntArray, axis: int) -> bool:
+    return bool((split != np.take(split, [0], axis=axis)).any())
 
 
 def _spread(value: Value, before: list[int], labelled: int) -> IntArray:
@@ -77,7 +88,16 @@ def _order(op: Operation, rank: int) -> list[int]:
     if op.name == "permute":
         return [dim % rank for dim in op.ints("dims")]
     order = list(range(rank))
-    if op.name in ("transpose", "swapaxes"):
+    if op.name == "movedim":
+        sources = [dim % rank for dim in op.ints("source")]
+        order = [i for i in order if i not in sources]
+        targets = [dim % rank for dim in op.ints("destination")]
+        for target, source in sorted(zip(targets, sources, strict=True)):
+            order.insert(target, source)
+        return order
+    if op.name == "mT":
+        return [*order[:-2], order[-1], order[-2]]
+    if op.name in ("transpose", "swapaxes", "swapdims"):
         first, second = (op.integer(name) % rank for name in list(op.arguments)[1:3])
         order[first], order[second] = order[second], order[first]
         return order
@@ -116,10 +136,10 @@ def expand(op: Operation, rel: Relations) -> tuple[Value, ...]:
 
 RULES = {
     **dict.fromkeys(
-        ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"),
+        ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"),
         reshape,
     ),
-    **dict.fromkeys(("permute", "transpose", "swapaxes", "t", "numpy_T"), permute),
+    **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT", "movedim"), permute),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
     "slice": slice_,
     "select": select,

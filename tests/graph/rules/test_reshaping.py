@@ -37,14 +37,41 @@ def test_merges_repeat(
     assert (rel.labels.solve().locks < 0).all()
 
 
-@pytest.mark.parametrize(
-    ("shape", "labelled", "after"),
-    [((2, 12), (1,), (2, 3, 4)), ((2, 3, 4), (1, 2), (2, 12)), ((2, 6), (1,), (4, 3)), ((2, 6), (1,), (3, 4))],
-)
-def test_splits_and_mixtures_lock(shape: tuple[int, ...], labelled: tuple[int, ...], after: tuple[int, ...]) -> None:
-    value, rel = moved(shape, labelled, after)
-    assert value.axes == (None,) * len(after)
-    assert (rel.labels.solve().locks >= 0).all()
+def test_a_split_defines_every_cell_by_its_row_and_column() -> None:
+    value, rel = moved((2, 12), (1,), (2, 3, 4))
+    _, heads, dims = value.axes
+    assert heads is not None
+    assert dims is not None
+    index, leaf = rel.labels.solve().leaves(np.arange(12))
+    assert [leaf[index == i].tolist() for i in (0, 5, 11)] == [
+        [heads[0], dims[0]],
+        [heads[1], dims[1]],
+        [heads[2], dims[3]],
+    ]
+
+
+def test_joined_axes_need_both() -> None:
+    value, rel = moved((2, 3, 4), (1, 2), (2, 12))
+    joined = value.axes[1]
+    assert joined is not None
+    index, leaf = rel.labels.solve().leaves(joined)
+    assert [leaf[index == i].tolist() for i in (0, 5)] == [[0, 3], [1, 4]]
+
+
+def test_split_and_joined_again_is_the_same_units() -> None:
+    value, rel = moved((1, 12), (1,), (3, 4))
+    back = Operation("view", "aten.view.default", "", (), {"self": value}, ((1, 12),))
+    joined = reshape(back, rel)[0].axes[1]
+    assert joined is not None
+    solved = rel.labels.solve()
+    for first, second in zip(solved.leaves(joined), solved.leaves(np.arange(12)), strict=True):
+        assert first.tolist() == second.tolist()
+
+
+def test_a_view_across_the_batch_ties_what_it_mixes() -> None:
+    _value, rel = moved((2, 6), (1,), (3, 4))
+    _, leaf = rel.labels.solve().leaves(np.arange(6))
+    assert len(set(leaf.tolist())) < 6
 
 
 def test_a_repeated_axis_splits_again() -> None:

@@ -1,0 +1,53 @@
+"""Follow an activation back to the layer that computes it, through operators that only move numbers about."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from autoprune.graph.labels import Value
+from autoprune.graph.relations import Origin
+
+_MOVING = frozenset(
+    {
+        "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose",
+        "select", "slice", "unbind", "chunk", "split", "split_with_sizes", "contiguous", "clone", "alias", "getitem",
+        "dropout", "to", "_to_copy", "expand", "detach",
+    }
+)  # fmt: skip
+
+
+def origin(node: Node, seen: dict[Node, Any]) -> Origin | None:
+    """The linear layer or convolution behind this node, and its rows in it; None if anything else happens."""
+    chain: list[Node] = []
+    while _name(node) in _MOVING and node.args and isinstance(node.args[0], Node):
+        chain.append(node)
+        node = node.args[0]
+    if _name(node) not in ("linear", "conv2d", "conv1d"):
+        return None
+    weight, bias = (seen.get(a) if isinstance(a, Node) else None for a in (*node.args[1:3], None)[:2])
+    if not isinstance(weight, Value):
+        return None
+    shape = tuple(node.meta["val"].shape)
+    rows = torch.arange(weight.shape[0])
+    if _name(node) != "linear":
+        rows = rows.view(-1, *(1,) * (len(weight.shape) - 2))
+    moved: Any = rows.expand(shape)
+    for step in reversed(chain):
+        if _name(step) in ("dropout", "to", "_to_copy", "contiguous", "clone", "detach", "alias"):
+            continue
+        # The values lie otherwise in memory than in the model, where a view may be possible that is none here.
+        target: Any = torch.ops.aten.reshape.default if _name(step) in ("view", "_unsafe_view") else step.target
+        moved = target(moved, *step.args[1:], **step.kwargs)
+    return Origin(weight, bias if isinstance(bias, Value) else None, np.unique(moved.numpy()).astype(np.int64))
+
+
+def _name(node: Node) -> str:
+    if node.target is operator.getitem:
+        return "getitem"
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(packet.__name__) if packet is not None else ""

@@ -49,9 +49,7 @@ def compress(
     return run_trial(chosen, Bench(base, ready, kind, settings or TrialSettings()), seed)
 
 
-def launch(
-    study: str | Path | Mapping[str, Any] | StudyConfig, *, run_dir: str | Path | None = None
-) -> Front:
+def launch(study: str | Path | Mapping[str, Any] | StudyConfig, *, run_dir: str | Path | None = None) -> Front:
     """Run a study, or resume it when its run folder exists already, and return the front.
 
     study: a YAML file, the name of a shipped study, plain data, or a StudyConfig.

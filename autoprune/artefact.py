@@ -284,9 +284,7 @@ def _rebuilt(model: nn.Module, selection: Selection, factors: tuple[Factor, ...]
     try:
         return rebuild(model, selection, factors)
     except WrongArtefact as error:
-        raise WrongArtefact(
-            f"{folder} does not fit the base model {type(model).__name__}: {error}"
-        ) from error
+        raise WrongArtefact(f"{folder} does not fit the base model {type(model).__name__}: {error}") from error
     except (AutopruneError, AttributeError) as error:
         raise WrongArtefact(f"{folder}: a factorised layer does not fit the base model: {error}") from error
 

@@ -91,9 +91,10 @@ class CheckFailed(Failure):
     """A finished model disagrees with what was recorded of it."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
+def unknown_name(kind: str, name: str, candidates: Iterable[str]) -> UnknownName:
     """Build the error for a name that does not exist, with the nearest one or the whole list."""
-    names = sorted(known)
+    names = sorted(candidates)
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(names)}." if names else "None are known."
+    known = f"Known: {', '.join(names)}." if names else "None are known."
+    hint = f"Did you mean {near[0]!r}?" if near else known
     return UnknownName(f"no {kind} named {name!r}. {hint}")

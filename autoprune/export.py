@@ -138,9 +138,7 @@ def _write_onnx(program: torch.export.ExportedProgram, inputs: Any, path: Path) 
     def run(batch: Any) -> list[Tensor]:
         positional, by_keyword = _arguments(batch)
         values = (
-            [by_keyword[n] for n in names]
-            if set(names) <= set(by_keyword)
-            else [*positional, *by_keyword.values()]
+            [by_keyword[n] for n in names] if set(names) <= set(by_keyword) else [*positional, *by_keyword.values()]
         )
         fed = {name: value.numpy() for name, value in zip(names, values, strict=True)}
         return [torch.from_numpy(found) for found in session.run(None, fed)]
@@ -170,8 +168,7 @@ def _difference(expected: list[Tensor], found: list[Tensor], size: int, format: 
     wanted_shapes, found_shapes = ([tuple(t.shape) for t in side] for side in (expected, found))
     if wanted_shapes != found_shapes:
         raise CheckFailed(
-            f"at batch size {size} the {format} file gives outputs of shapes {found_shapes}, "
-            f"the model {wanted_shapes}"
+            f"at batch size {size} the {format} file gives outputs of shapes {found_shapes}, the model {wanted_shapes}"
         )
     worst = 0.0
     for a, b in zip(expected, found, strict=True):

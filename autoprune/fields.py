@@ -124,9 +124,7 @@ class PerItem:
     def searched(self) -> str:
         return f"{self.value.searched()}, one per {self.of}"
 
-    def resolve(
-        self, where: str, value: float | Mapping[str, float], names: Sequence[str]
-    ) -> dict[str, float]:
+    def resolve(self, where: str, value: float | Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
         """Return the value of every name. Raises BadRecipe for a key that matches none of them."""
         if not isinstance(value, Mapping):
             return dict.fromkeys(names, float(value))
@@ -157,9 +155,7 @@ def real(
     return _field(Real(default=default, valid=valid, search=search, log=log, help=help))
 
 
-def integer(
-    default: int, *, valid: tuple[int, int], search: tuple[int, int], log: bool = False, help: str
-) -> Any:
+def integer(default: int, *, valid: tuple[int, int], search: tuple[int, int], log: bool = False, help: str) -> Any:
     """Declare a whole-number hyperparameter."""
     return _field(Integer(default=default, valid=valid, search=search, log=log, help=help))
 

@@ -33,14 +33,10 @@ def resolve(reference: str, what: str) -> Callable[..., Any]:
     for part in path.split("."):
         if not hasattr(found, part):
             owner = getattr(found, "__name__", module_name)
-            raise unknown_name(
-                f"function for {what} {reference!r}", f"{owner}.{part}", _functions(found, owner)
-            )
+            raise unknown_name(f"function for {what} {reference!r}", f"{owner}.{part}", _functions(found, owner))
         found = getattr(found, part)
     if not callable(found):
-        raise BadInput(
-            f"{what} {reference!r} is a {type(found).__name__}, which cannot be called; name a function."
-        )
+        raise BadInput(f"{what} {reference!r} is a {type(found).__name__}, which cannot be called; name a function.")
     return found  # type: ignore[no-any-return]
 
 

@@ -7,9 +7,8 @@ of the rooms; unknown keys are errors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
-import pydantic
 import yaml
 from pydantic import (
     BaseModel,
@@ -24,13 +23,12 @@ from pydantic import (
 from autoprune import rooms
 from autoprune.allocation import Allocation
 from autoprune.criteria import Criterion
-from autoprune.errors import BadInput, BadRecipe
+from autoprune.errors import BadRecipe
 from autoprune.lowrank import LowRank
 from autoprune.normalisation import Normalisation
 from autoprune.recovery import Recovery
 from autoprune.schedules import Schedule
-
-T = TypeVar("T", bound=BaseModel)
+from autoprune.validation import validated
 
 
 def _from_room(room: str) -> Callable[[Any], Any]:
@@ -105,6 +103,12 @@ class Recipe(BaseModel):
             raise ValueError(f"recovery: only one method may train, got {' and '.join(training)}")
         return self
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Kinds of evidence that its methods look at."""
+        parts = (self.criterion, self.allocation, self.schedule, self.low_rank, *self.recovery)
+        return frozenset(kind for part in parts if part is not None for kind in part.needs)
+
     @classmethod
     def parse(cls, data: Mapping[str, Any] | Recipe, where: str = "recipe") -> Recipe:
         """Return the recipe described by plain data. Raises BadRecipe that names the place and what is allowed."""
@@ -145,40 +149,3 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BadRecipe(f"{where} must be a mapping of keys to values, got {type(data).__name__}")
     return data
-
-
-def validated(model: type[T], data: object, where: str) -> T:
-    """Validate plain data, turning pydantic's report into one readable BadRecipe."""
-    try:
-        return model.model_validate(data)
-    except pydantic.ValidationError as error:
-        raise BadRecipe("\n".join(_readable(model, where, e) for e in error.errors())) from error
-    except BadInput as error:
-        raise type(error)(f"{where}: {error}") from error
-
-
-def _readable(model: type[BaseModel], where: str, error: Any) -> str:
-    path = ".".join(str(p) for p in error["loc"] if not str(p).startswith("function-"))
-    place = f"{where}: {path}" if path else where
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(_keys(model, error["loc"]))
-        return f"{place} is no known key; allowed here: {known}"
-    message = error["msg"].removeprefix("Value error, ")
-    got = "" if error["type"] in ("missing", "value_error") else f", got {error['input']!r}"
-    return f"{place}: {message}{got}"
-
-
-def _keys(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    current: Any = model
-    for part in loc[:-1]:
-        field = getattr(current, "model_fields", {}).get(part)
-        inner = None if field is None else _model_in(field.annotation)
-        current = inner or current
-    return list(current.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = (_model_in(a) for a in getattr(annotation, "__args__", ()))
-    return next((m for m in inner if m is not None), None)

@@ -36,6 +36,8 @@ class Method:
     """
 
     room: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of evidence (`autoprune.evidence.Evidence`) that the method looks at."""
 
     def __post_init__(self) -> None:
         for name, declared in hyperparameters(self).items():

@@ -16,9 +16,7 @@ class TrialSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     eval_batch_size: int = Field(default=512, ge=1, description="samples per batch of an evaluation")
-    evidence_batches: int = Field(
-        default=16, ge=1, description="training batches that gradients are taken on"
-    )
+    evidence_batches: int = Field(default=16, ge=1, description="training batches that gradients are taken on")
     evidence_batch_size: int = Field(default=64, ge=2, description="samples in each of them")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 ...")
     mixed_precision: bool = Field(default=False, description="train in bfloat16 autocast")

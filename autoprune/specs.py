@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from autoprune.errors import BadInput
+from autoprune.validation import validated
 
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
@@ -25,9 +25,7 @@ class Spec(BaseModel):
 class ModelSpec(Spec):
     """A model by name or by `package.module:function`."""
 
-    name: str = Field(
-        min_length=1, description="a known name, or package.module:function returning an nn.Module"
-    )
+    name: str = Field(min_length=1, description="a known name, or package.module:function returning an nn.Module")
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model")
     weights: str | None = Field(default=None, description="path of a .safetensors or a .pt/.pth file")
 
@@ -35,9 +33,7 @@ class ModelSpec(Spec):
 class TaskSpec(Spec):
     """What is learned. Without functions: classification, by cross entropy and accuracy."""
 
-    loss: str | None = Field(
-        default=None, description="package.module:function(output, targets) -> mean loss"
-    )
+    loss: str | None = Field(default=None, description="package.module:function(output, targets) -> mean loss")
     metric: str | None = Field(
         default=None, description="package.module:function(output, targets) -> (sum of the scores, how many)"
     )
@@ -60,9 +56,7 @@ class TrainSpec(Spec):
     weight_decay: float = Field(default=5e-4, ge=0)
     batch_size: int = Field(default=64, ge=2)
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_fraction: float = Field(
-        default=0.1, ge=0, lt=1, description="part of the training with a rising rate"
-    )
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="part of the training with a rising rate")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -82,21 +76,13 @@ _FIELDS_OF_KIND: dict[str, frozenset[str]] = {
 class DataSpec(Spec):
     """A data set by name or by `package.module:function`. Which fields apply depends on the kind of data."""
 
-    name: str = Field(
-        min_length=1, description="digits, image_folder, a torchvision data set, package.module:function"
-    )
+    name: str = Field(min_length=1, description="digits, image_folder, a torchvision data set, package.module:function")
     root: str | None = Field(default=None, description="folder or .zip file; $VARIABLES and ~ are expanded")
-    size: int | None = Field(
-        default=None, ge=1, description="resize the shorter side to this, then crop the centre"
-    )
-    mean: tuple[float, ...] | None = Field(
-        default=None, description="per channel, of inputs scaled to [0, 1]"
-    )
+    size: int | None = Field(default=None, ge=1, description="resize the shorter side to this, then crop the centre")
+    mean: tuple[float, ...] | None = Field(default=None, description="per channel, of inputs scaled to [0, 1]")
     std: tuple[float, ...] | None = Field(default=None, description="per channel, of inputs scaled to [0, 1]")
     augment: Augment = Field(default="none", description="what training does to its images")
-    validation_fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="part of train kept for validation"
-    )
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1, description="part of train kept for validation")
     seed: int = Field(default=0, ge=0, description="of the split into train and validation")
     cache: Literal["memory", "none"] = Field(default="none", description="memory: decode once, keep as uint8")
     download: bool = False
@@ -115,18 +101,14 @@ class DataSpec(Spec):
         allowed = _FIELDS_OF_KIND[self.kind]
         useless = sorted(self.model_fields_set - allowed)
         if useless:
-            raise ValueError(
-                f"{self.name} takes no {', '.join(useless)}; it takes {', '.join(sorted(allowed))}"
-            )
+            raise ValueError(f"{self.name} takes no {', '.join(useless)}; it takes {', '.join(sorted(allowed))}")
         if self.kind == "image_folder" and self.root is None:
             raise ValueError("image_folder needs root: a folder or a .zip file")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std are given together or not at all")
         if self.mean is not None and self.std is not None:
             if len(self.mean) != len(self.std):
-                raise ValueError(
-                    f"mean has {len(self.mean)} values, std has {len(self.std)}; one per channel each"
-                )
+                raise ValueError(f"mean has {len(self.mean)} values, std has {len(self.std)}; one per channel each")
             if min(self.std, default=1.0) <= 0:
                 raise ValueError("every std must be greater than 0")
         return self
@@ -137,24 +119,7 @@ S = TypeVar("S", bound=BaseModel)
 
 def as_spec(cls: type[S], value: S | Mapping[str, Any], where: str) -> S:
     """Return the spec itself, or one read from a mapping. Raises BadInput with one line per mistake."""
-    if isinstance(value, cls):
-        return value
-    try:
-        return cls.model_validate(value)
-    except ValidationError as error:
-        lines = [_told(cls, where, dict(problem)) for problem in error.errors()]
-        raise BadInput("\n".join(lines)) from error
-
-
-def _told(cls: type[BaseModel], where: str, problem: dict[str, Any]) -> str:
-    path = ".".join([where, *(str(part) for part in problem["loc"])])
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), list(cls.model_fields), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(cls.model_fields)}"
-        return f"{path}: unknown key; {hint}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], Mapping) else f", got {problem['input']!r}"
-    return f"{path}: {message}{given}"
+    return value if isinstance(value, cls) else validated(cls, value, where, BadInput)
 
 
 def expand_path(path: str, where: str) -> Path:

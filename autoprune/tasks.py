@@ -42,9 +42,7 @@ class Task:
             return self
         if not self.classification:
             raise BadInput("label_smoothing works for classification only; put it into the task's own loss.")
-        return replace(
-            self, loss=lambda o, t: cross_entropy(logits_of(o), t, label_smoothing=label_smoothing)
-        )
+        return replace(self, loss=lambda o, t: cross_entropy(logits_of(o), t, label_smoothing=label_smoothing))
 
 
 @dataclass(frozen=True)
@@ -204,9 +202,7 @@ def _check_range(labels: Tensor, width: int, where: str) -> None:
         return
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= width:
-        raise BadData(
-            f"the {where} has labels from {low} to {high}; for {width} logits they must be 0..{width - 1}."
-        )
+        raise BadData(f"the {where} has labels from {low} to {high}; for {width} logits they must be 0..{width - 1}.")
 
 
 def _shapes(inputs: Any) -> str:

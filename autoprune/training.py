@@ -80,9 +80,7 @@ def train(
     recent: deque[Tensor] = deque(maxlen=_LAST_STEPS)
     model.train()
     with _own_random_state(seed, place), out_of_memory_fails("training"), _eval_mode_after(model):
-        for inputs, targets in training_batches(
-            split, batch_size, samples, seed, augment=augment, device=place
-        ):
+        for inputs, targets in training_batches(split, batch_size, samples, seed, augment=augment, device=place):
             size = batch_length(targets)
             for group in steps_rule.param_groups:
                 group["lr"] = rate.at(done + size / 2)

@@ -1,7 +1,7 @@
 """One trial: score, allocate, repair, cut, factorise, recover, measure.
 
-`run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one rung's
-training, `measure` follows each.
+`run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one
+rung's training, `measure` follows each.
 """
 
 from __future__ import annotations
@@ -213,9 +213,7 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
         if i + 1 < len(steps):
             cost += _settle(state.model, recipe, bench, seed)
             cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), step.epochs)
-            evidence = ModelEvidence(
-                state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i)
-            )
+            evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
     factors: tuple[Factor, ...] = ()
     if recipe.low_rank is not None:
         factors = factorise(state.model, recipe.low_rank, amounts.ranks)
@@ -283,16 +281,11 @@ class _State:
     kept: Mapping[str, list[int]]
 
     def cut(self, keep: Mapping[str, list[int]]) -> _State:
-        kept = {
-            name: [units[i] for i in keep[name]] if name in keep else units
-            for name, units in self.kept.items()
-        }
+        kept = {name: [units[i] for i in keep[name]] if name in keep else units for name, units in self.kept.items()}
         return _State(self.structure.cut(self.model, keep), self.structure.restrict(keep), kept)
 
 
-def _scores(
-    recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes: dict[str, str]
-) -> dict[str, Tensor]:
+def _scores(recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes: dict[str, str]) -> dict[str, Tensor]:
     if recipe.criterion is None:
         return {}
     scores: dict[str, Tensor] = {}

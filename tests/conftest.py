@@ -13,9 +13,9 @@ from autoprune.base import make_base
 from autoprune.data import build_data
 from autoprune.models import build_model
 from autoprune.models.training import train_base
+from autoprune.settings import TrialSettings
 from autoprune.specs import ModelSpec, TrainSpec
 from autoprune.tasks import build_task
-from autoprune.settings import TrialSettings
 from autoprune.trial import Bench
 
 torch.set_num_threads(1)

@@ -72,9 +72,7 @@ def test_comes_back_in_a_fresh_process(compressed: Compressed, saved: Path) -> N
         "import sys, torch, autoprune; torch.set_num_threads(1); m = autoprune.load(sys.argv[1]);"
         "y = m(torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)); print(y.double().sum().item())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(float(outputs(compressed.model).double().sum()), rel=1e-6)
 
 
@@ -234,9 +232,7 @@ def test_killed_between_manifest_and_weights(compressed: Compressed, saved: Path
     assert torch.equal(outputs(artefact.load(saved)), outputs(compressed.model))
 
 
-def test_killed_before_the_manifest(
-    compressed: Compressed, saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_before_the_manifest(compressed: Compressed, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: object) -> str:
         raise KeyboardInterrupt
 
@@ -248,9 +244,7 @@ def test_killed_before_the_manifest(
     assert torch.equal(outputs(artefact.load(saved)), outputs(compressed.model))
 
 
-def test_user_function_by_reference(
-    compressed: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_user_function_by_reference(compressed: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("my_models")
     module.make = lambda: build_model(SPEC)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_models", module)

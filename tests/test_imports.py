@@ -34,9 +34,7 @@ def test_resolve_suggests_the_nearest_function(here: Path) -> None:
 
 def test_resolve_tells_an_import_that_fails_inside_the_module(here: Path) -> None:
     (here / "neighbour_three.py").write_text("import no_such_dependency\n")
-    with pytest.raises(
-        BadInput, match="importing neighbour_three failed: No module named 'no_such_dependency'"
-    ):
+    with pytest.raises(BadInput, match="importing neighbour_three failed: No module named 'no_such_dependency'"):
         resolve("neighbour_three:make", "data")
 
 
@@ -63,9 +61,7 @@ def test_call_tells_what_a_function_takes() -> None:
         return width * depth
 
     assert call(make, {"width": 2}, "model 'x'") == 2
-    with pytest.raises(
-        BadInput, match=r"model 'x': missing a required argument: 'width'\. It takes: width, depth\."
-    ):
+    with pytest.raises(BadInput, match=r"model 'x': missing a required argument: 'width'\. It takes: width, depth\."):
         call(make, {"widht": 2}, "model 'x'")
 
 

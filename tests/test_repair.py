@@ -100,9 +100,7 @@ def test_order_of_the_keep_fractions_survives(digits_bench: Bench) -> None:
 def test_global_keeps_the_best_of_the_network(digits_bench: Bench) -> None:
     structure = digits_bench.base.structure
     scores = random_scores(structure)
-    found = repair(
-        structure, budget(structure, flops_fraction=0.5), path=Global().path(scores, structure)
-    )
+    found = repair(structure, budget(structure, flops_fraction=0.5), path=Global().path(scores, structure))
     kept, gone = [], []
     for group in structure.groups:
         ranked = scores[group.name].sort(descending=True).values
@@ -130,9 +128,7 @@ def test_target_below_the_reachable_names_the_least(digits_bench: Bench) -> None
 
 def test_ranks_alone_meet_the_target(digits_bench: Bench) -> None:
     structure = digits_bench.base.structure
-    found = repair(
-        structure, budget(structure, flops_fraction=0.6), path=None, low_rank=Svd(rank_fraction=0.5)
-    )
+    found = repair(structure, budget(structure, flops_fraction=0.6), path=None, low_rank=Svd(rank_fraction=0.5))
     assert (counts_of(structure, found) == structure.sizes).all()
     assert found.ranks
     assert 0.58 < found.flops_fraction <= 0.6
@@ -141,9 +137,7 @@ def test_ranks_alone_meet_the_target(digits_bench: Bench) -> None:
 def test_channels_and_ranks_share_one_strength(digits_bench: Bench) -> None:
     structure = digits_bench.base.structure
     path = Uniform().path(random_scores(structure), structure)
-    both = repair(
-        structure, budget(structure, flops_fraction=0.4), path=path, low_rank=Svd(rank_fraction=0.5)
-    )
+    both = repair(structure, budget(structure, flops_fraction=0.4), path=path, low_rank=Svd(rank_fraction=0.5))
     channels = repair(structure, budget(structure, flops_fraction=0.4), path=path)
     assert both.ranks
     assert both.strength < channels.strength

@@ -19,12 +19,12 @@ def test_every_room_has_methods_that_build_and_describe_themselves(room: str) ->
 
 
 def test_unknown_method_suggests_the_nearest() -> None:
-    with pytest.raises(UnknownName, match="no criteria method named 'l1norm'. Did you mean 'l1_norm'?"):
+    with pytest.raises(UnknownName, match=r"no criteria method named 'l1norm'\. Did you mean 'l1_norm'?"):
         rooms.build("criteria", "l1norm")
 
 
 def test_unknown_room_is_named() -> None:
-    with pytest.raises(UnknownName, match="no room named 'criterias'. Did you mean 'criteria'?"):
+    with pytest.raises(UnknownName, match=r"no room named 'criterias'. Did you mean 'criteria'?"):
         rooms.names("criterias")
 
 

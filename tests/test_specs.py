@@ -13,12 +13,12 @@ from autoprune.specs import DataSpec, ModelSpec, TaskSpec, TrainSpec, as_spec, e
 @pytest.mark.parametrize(
     ("cls", "value", "message"),
     [
-        (ModelSpec, {"name": "lenet", "weigths": "x"}, "here.weigths: unknown key; did you mean 'weights'"),
-        (ModelSpec, {}, "here.name: Field required"),
-        (ModelSpec, {"name": 3}, "here.name: Input should be a valid string, got 3"),
-        (ModelSpec, {"name": "lenet", "xyz": 1}, "here.xyz: unknown key; allowed: name, arguments, weights"),
+        (ModelSpec, {"name": "lenet", "weigths": "x"}, "here: weigths is no known key; did you mean 'weights'?"),
+        (ModelSpec, {}, "here: name: Field required"),
+        (ModelSpec, {"name": 3}, "here: name: Input should be a valid string, got 3"),
+        (ModelSpec, {"name": "lenet", "xyz": 1}, "here: xyz is no known key; allowed here: name, arguments, weights"),
         (TaskSpec, {"loss": "a:b"}, "here: loss and metric are given together"),
-        (TrainSpec, {"batch_size": 1}, "here.batch_size: Input should be greater than or equal to 2, got 1"),
+        (TrainSpec, {"batch_size": 1}, "here: batch_size: Input should be greater than or equal to 2, got 1"),
         (DataSpec, {"name": "digits", "root": "/x"}, "digits takes no root; it takes augment, name, seed"),
         (DataSpec, {"name": "image_folder"}, "image_folder needs root"),
         (DataSpec, {"name": "image_folder", "root": "/x", "download": True}, "takes no download"),

@@ -114,16 +114,12 @@ def test_another_number_of_classes_is_told_with_both_numbers() -> None:
 @pytest.mark.parametrize("labels", [(0, 2), (-1, 1)])
 def test_labels_outside_the_range_are_told(labels: tuple[int, ...]) -> None:
     low, high = labels
-    with pytest.raises(
-        BadData, match=rf"validation split of data 'toy' has labels from {low} to {high}.*0\.\.1"
-    ):
+    with pytest.raises(BadData, match=rf"validation split of data 'toy' has labels from {low} to {high}.*0\.\.1"):
         check_fits(nn.Linear(3, 2), data(labels=labels), classification())
 
 
 def test_inputs_the_model_cannot_take_are_told_with_their_shape() -> None:
-    with pytest.raises(
-        BadData, match=r"cannot take the inputs of data 'toy' \(\(2, 3\) float32\): RuntimeError"
-    ):
+    with pytest.raises(BadData, match=r"cannot take the inputs of data 'toy' \(\(2, 3\) float32\): RuntimeError"):
         check_fits(nn.Linear(4, 2), data(), classification())
 
 

@@ -39,9 +39,7 @@ def run(model: nn.Module, **changes: Any) -> TrainingReport:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_training_learns_and_reports(optimizer: str) -> None:
     model, losses = network(), []
-    report = run(
-        model, samples=800, optimizer=optimizer, lr=0.05, on_step=lambda n, loss: losses.append((n, loss))
-    )
+    report = run(model, samples=800, optimizer=optimizer, lr=0.05, on_step=lambda n, loss: losses.append((n, loss)))
     assert report.samples == losses[-1][0] == 800
     assert report.steps == len(losses) == 50
     assert report.mean_loss_last == pytest.approx(sum(loss for _, loss in losses[-20:]) / 20, rel=1e-5)
@@ -137,9 +135,7 @@ def test_clipping_bounds_the_step() -> None:
 
 def test_a_loss_that_is_not_finite_fails_the_trial_and_leaves_eval_mode() -> None:
     model = network()
-    with pytest.raises(
-        LossNotFinite, match="the training loss became nan within 100 samples at learning rate"
-    ):
+    with pytest.raises(LossNotFinite, match="the training loss became nan within 100 samples at learning rate"):
         run(model, loss=lambda m, i, t: m(i).sum() * float("nan"))
     assert not model.training
 

@@ -117,9 +117,7 @@ def test_diverging_training_is_a_failed_trial(digits_bench: Bench) -> None:
 def test_criterion_that_suits_no_group_says_why(digits_bench: Bench) -> None:
     from autoprune.base import make_base
 
-    mlp = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)
-    )
+    mlp = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
     bench = Bench(make_base(mlp, digits_bench.data.example_inputs), digits_bench.data, digits_bench.task)
     with pytest.raises(BadRecipe, match="criterion 'bn_scale' scores no group of this model: bn_scale needs"):
         prepare(recipe(criterion="bn_scale"), bench, seed=0)

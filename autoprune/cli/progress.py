@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from autoprune.report.tables import duration
 from autoprune.study import events
@@ -107,36 +107,25 @@ class Progress:
             self.best[event.target] = Best(name=_name(event.trial, event.baseline), accuracy=accuracy)
 
 
-class _Display(Protocol):
-    def show(self, progress: Progress, event: events.Event) -> None: ...
-
-
 @contextlib.contextmanager
 def following(console: Console, config: StudyConfig) -> Iterator[Listener]:
     """Yield a listener that shows a study's events on a console."""
     progress = Progress(
-        planned=config.budget.trials,
-        targets=tuple(target_label(t) for t in config.targets),
-        top=config.rungs.top,
+        planned=config.budget.trials, targets=tuple(target_label(t) for t in config.targets), top=config.rungs.top
     )
-    with _display(console) as display:
-
-        def listen(event: events.Event) -> None:
-            progress.see(event)
-            display.show(progress, event)
-
-        yield listen
-
-
-@contextlib.contextmanager
-def _display(console: Console) -> Iterator[_Display]:
     if not console.is_terminal:
-        yield Lines(console)
+        yield Lines(console).following(progress)
         return
     from rich.live import Live
 
-    with Live(console=console, refresh_per_second=_REFRESH_PER_SECOND, transient=True) as live:
-        yield _Panel(live)
+    # drawn again several times a second, so that time goes on between events
+    with Live(
+        get_renderable=lambda: panel(progress),
+        console=console,
+        refresh_per_second=_REFRESH_PER_SECOND,
+        transient=True,
+    ):
+        yield progress.see
 
 
 @dataclass
@@ -145,6 +134,15 @@ class Lines:
 
     console: Console
     last_step: str = ""
+
+    def following(self, progress: Progress) -> Listener:
+        """Return a listener that keeps the progress up to date and prints."""
+
+        def listen(event: events.Event) -> None:
+            progress.see(event)
+            self.show(progress, event)
+
+        return listen
 
     def show(self, progress: Progress, event: events.Event) -> None:
         """Print the event's line, if it has one."""
@@ -161,10 +159,10 @@ class Lines:
                 resumed = f", {event.finished} finished before" if event.finished else ""
                 return f"{event.trials} trials, targets {', '.join(event.targets)}{resumed}"
             case events.TrialDone():
-                name = _name(event.trial, event.baseline)
+                name = f"{_name(event.trial, event.baseline)}, {event.target}"
                 if event.state != "done":
-                    return f"{count} {name} ({event.target}): stopped"
-                return f"{count} {name} ({event.target}): done, accuracy {100 * event.metrics['accuracy']:.2f} %"
+                    return f"{count} {name}: stopped"
+                return f"{count} {name}: done, accuracy {100 * event.metrics['accuracy']:.2f} %"
             case events.TrialFailed():
                 return f"{count} trial {event.trial} failed at rung {event.rung}: {event.kind}: {event.message}"
             case events.JobRetried():
@@ -183,15 +181,6 @@ class Lines:
         return f"preparing: {event.step} {event.detail}".rstrip()
 
 
-class _Panel:
-    def __init__(self, live: object) -> None:
-        self._live = live
-
-    def show(self, progress: Progress, event: events.Event) -> None:
-        """Draw the whole state again."""
-        self._live.update(panel(progress))  # type: ignore[attr-defined]
-
-
 def panel(progress: Progress) -> RenderableType:
     """Return the live display: progress, the best of each target, running trials, failures."""
     from rich.console import Group
@@ -201,7 +190,7 @@ def panel(progress: Progress) -> RenderableType:
         return Group(Text(f"Preparing: {progress.step}"), *_bar(progress.step_done, progress.step_total))
     parts: list[RenderableType] = [Text(_headline(progress)), *_bar(progress.over, progress.planned)]
     parts += [Text(line) for line in _best_lines(progress)]
-    running = list(progress.running.values())
+    running = list(progress.running.values()) or ["waiting for workers"]
     parts += [Text(f"  running  {line}", style="cyan") for line in running[:_RUNNING_SHOWN]]
     if len(running) > _RUNNING_SHOWN:
         parts.append(Text(f"  and {len(running) - _RUNNING_SHOWN} more"))

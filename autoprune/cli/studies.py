@@ -226,9 +226,9 @@ def _print_preflight(found: Preflight) -> None:
         for g in structure["groups"]
     ]
     columns = ("group", "units", "least", "FLOPs it alone can save")
-    tables.print_mapping(out, f"{len(groups)} groups that can be cut", groups, columns)
+    tables.print_mapping(out, f"Groups that can be cut: {len(groups)}", groups, columns)
     frozen = [[f["name"], str(f["size"]), f["module"], f["reason"]] for f in structure["frozen"]]
-    tables.print_mapping(out, f"{len(frozen)} frozen groups", frozen, ("group", "units", "module", "why"))
+    tables.print_mapping(out, f"Frozen groups: {len(frozen)}", frozen, ("group", "units", "module", "why"))
     if structure["unsupported"]:
         typer.echo(f"Operators without a rule: {', '.join(structure['unsupported'])}")
     low, high = found.reachable_flops

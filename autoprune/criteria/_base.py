@@ -10,7 +10,7 @@ from autoprune.rooms import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from autoprune.evidence import Evidence, ModelEvidence
+    from autoprune.evidence import ModelEvidence
     from autoprune.graph import Group
 
 
@@ -18,7 +18,6 @@ class Criterion(Method):
     """Scores the units of a group: the higher, the more worth keeping."""
 
     room: ClassVar[str] = "criteria"
-    needs: ClassVar[frozenset[Evidence]]
 
     @abstractmethod
     def score(self, group: Group, evidence: ModelEvidence) -> Tensor:

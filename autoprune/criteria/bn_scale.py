@@ -10,6 +10,7 @@ Extends the paper to units written by several normalised layers: the mean over t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from autoprune.graph import Group, Role
 class BnScale(Criterion):
     """Remove units that their normalisation scales down."""
 
-    needs = frozenset({Evidence.WEIGHTS})
+    needs: ClassVar[frozenset[str]] = frozenset({Evidence.WEIGHTS})
 
     def score(self, group: Group, evidence: ModelEvidence) -> Tensor:
         scales = [evidence.slices(p).abs().mean(dim=1) for p in group.places_with(Role.NORM_WEIGHT)]

@@ -9,6 +9,7 @@ Departs from the paper: layers tied by an addition are averaged, where the paper
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from autoprune.graph import Group
 class L1Norm(Criterion):
     """Remove units whose producing weights are small in absolute sum."""
 
-    needs = frozenset({Evidence.WEIGHTS})
+    needs: ClassVar[frozenset[str]] = frozenset({Evidence.WEIGHTS})
 
     def score(self, group: Group, evidence: ModelEvidence) -> Tensor:
         return mean_over_producers(group, evidence, lambda weight_CK: weight_CK.abs().sum(dim=1))

@@ -8,6 +8,7 @@ C units of the group, K the other axes flattened. Unit: that of the weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from autoprune.graph import Group
 class L2Norm(Criterion):
     """Remove units whose producing weights are small in Euclidean norm."""
 
-    needs = frozenset({Evidence.WEIGHTS})
+    needs: ClassVar[frozenset[str]] = frozenset({Evidence.WEIGHTS})
 
     def score(self, group: Group, evidence: ModelEvidence) -> Tensor:
         return mean_over_producers(group, evidence, lambda weight_CK: weight_CK.norm(dim=1))

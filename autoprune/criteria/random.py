@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from autoprune.criteria._base import Criterion
-from autoprune.evidence import Evidence, ModelEvidence
+from autoprune.evidence import ModelEvidence
 from autoprune.graph import Group
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Criterion):
     """Remove units by lot."""
-
-    needs = frozenset[Evidence]()
 
     def score(self, group: Group, evidence: ModelEvidence) -> Tensor:
         return torch.rand(group.size, generator=evidence.generator(group.name), dtype=torch.float64)

@@ -13,6 +13,7 @@ paper's form, and it is also defined where no batch norm stands. The units of a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from autoprune.graph import Group
 class Taylor2019(Criterion):
     """Remove units whose removal would change the loss least, to first order."""
 
-    needs = frozenset({Evidence.GATE_GRADIENTS})
+    needs: ClassVar[frozenset[str]] = frozenset({Evidence.GATE_GRADIENTS})
 
     def score(self, group: Group, evidence: ModelEvidence) -> Tensor:
         return evidence.gate_gradients(group).square().mean(dim=0)

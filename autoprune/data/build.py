@@ -43,7 +43,5 @@ def as_data(data: Data | Mapping[str, Any]) -> Data:
     if isinstance(data, Data):
         return data
     if not isinstance(data, Mapping):
-        raise BadData(
-            f"data is a {type(data).__name__}; give a Data, or a mapping with 'train', or a data spec."
-        )
+        raise BadData(f"data is a {type(data).__name__}; give a Data, or a mapping with 'train', or a data spec.")
     return data_of(data, DataSpec(name="given")) if "train" in data else build_data(data)

@@ -25,9 +25,7 @@ def cache_folder() -> Path:
     return folder
 
 
-def cached_images(
-    key: str, count: int, decode: Callable[[int], Tensor], progress: Progress | None = None
-) -> Tensor:
+def cached_images(key: str, count: int, decode: Callable[[int], Tensor], progress: Progress | None = None) -> Tensor:
     """Return (count, C, H, W) uint8, mapped from the cache file of this key, written first if missing.
 
     decode(i) -> (C, H, W) uint8. progress(done, count) is called now and then while decoding.

@@ -41,9 +41,7 @@ class ImageStore:
     def stamps(self) -> dict[str, tuple[int, ...]]:
         """Return the path of every file with its size and checksum (zip) or time of change (folder)."""
         if not self.root.exists():
-            raise BadData(
-                f"there is no folder or file {self.root}; set data.root to a folder or a .zip of images."
-            )
+            raise BadData(f"there is no folder or file {self.root}; set data.root to a folder or a .zip of images.")
         if self.root.is_dir():
             return _folder_stamps(self.root)
         return {i.filename: (i.file_size, i.CRC) for i in self._zip().infolist() if not i.is_dir()}

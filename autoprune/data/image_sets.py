@@ -81,9 +81,7 @@ def image_data(
     if validation is None:
         kept, held = stratified_split(train.labels, spec.validation_fraction, spec.seed)
         if len(held) == 0:
-            raise BadData(
-                f"data {spec.name!r} has too few images to split off a validation part: {len(train.labels)}."
-            )
+            raise BadData(f"data {spec.name!r} has too few images to split off a validation part: {len(train.labels)}.")
         train_split, validation_split = whole.subset(kept), whole.subset(held)
     else:
         train_split, validation_split = whole, _split(spec, validation, progress)
@@ -94,9 +92,7 @@ def image_data(
         test=None if test is None else _split(spec, test, progress),
         name=spec.name,
         num_classes=num_classes,
-        fingerprint=fingerprint_of(
-            contents, spec.size, spec.mean, spec.std, spec.validation_fraction, spec.seed
-        ),
+        fingerprint=fingerprint_of(contents, spec.size, spec.mean, spec.std, spec.validation_fraction, spec.seed),
     )
 
 
@@ -114,7 +110,6 @@ def _collate(samples: list[Any]) -> tuple[Tensor, Tensor]:
     shapes = sorted({tuple(image.shape) for image, _ in samples})
     if len(shapes) > 1:
         raise BadData(
-            f"images differ in size or channels: (C, H, W) {shapes[0]} and {shapes[1]}. "
-            "Set data.size to resize them."
+            f"images differ in size or channels: (C, H, W) {shapes[0]} and {shapes[1]}. Set data.size to resize them."
         )
     return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])

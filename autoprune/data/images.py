@@ -34,9 +34,7 @@ class ImagePreparation:
         if self.mean is None or self.std is None:
             return floats / full if full != 1.0 else floats
         if len(self.mean) != images.shape[1]:
-            raise BadData(
-                f"mean and std have {len(self.mean)} values, the images {images.shape[1]} channels."
-            )
+            raise BadData(f"mean and std have {len(self.mean)} values, the images {images.shape[1]} channels.")
         mean = torch.tensor(self.mean, device=images.device).mul_(full).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=images.device).mul_(full).view(1, -1, 1, 1)
         return (floats - mean).div_(std)

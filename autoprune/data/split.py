@@ -250,9 +250,7 @@ def training_batches(
     the batch before it, because batch norm cannot train on one. Raises BadData for an empty split.
     """
     if batch_size < 2 or samples < 2:
-        raise ValueError(
-            f"training needs at least 2 samples in a batch and in all, got {batch_size} and {samples}"
-        )
+        raise ValueError(f"training needs at least 2 samples in a batch and in all, got {batch_size} and {samples}")
     if len(split) == 0:
         raise BadData("the training split is empty.")
     return split.gather(

@@ -103,9 +103,7 @@ def _open(cls: Callable[..., Any], spec: DataSpec, part: dict[str, Any]) -> Any:
 
 def _unreadable(spec: DataSpec, error: Exception) -> BadData:
     hint = "" if spec.download else " Set data.download to true to fetch it."
-    return BadData(
-        f"data {spec.name!r} cannot be opened in {spec.root}: {type(error).__name__}: {error}{hint}"
-    )
+    return BadData(f"data {spec.name!r} cannot be opened in {spec.root}: {type(error).__name__}: {error}{hint}")
 
 
 def _fake(cls: Callable[..., Any], spec: DataSpec) -> tuple[Any, Any]:

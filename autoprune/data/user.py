@@ -83,9 +83,7 @@ def _as_split(part: Any, where: str, spec: DataSpec) -> Split:
         return TensorSplit(part[0], part[1])
     is_map_style = hasattr(part, "__getitem__") and hasattr(part, "__len__")
     if isinstance(part, IterableDataset) or not is_map_style or isinstance(part, Mapping | str | Tensor):
-        raise BadData(
-            f"{where} is a {type(part).__name__}, which has no length or no samples by number. {_ALLOWED}"
-        )
+        raise BadData(f"{where} is a {type(part).__name__}, which has no length or no samples by number. {_ALLOWED}")
     dataset: Dataset[Any] = part
     return DatasetSplit(dataset, workers=spec.workers)
 

@@ -23,6 +23,11 @@ class Evidence(StrEnum):
     WEIGHTS = "weights"
     GATE_GRADIENTS = "gate_gradients"
     INPUT_MOMENTS = "input_moments"
+    READINGS = "readings"
+    GATE_CURVATURE = "gate_curvature"
+    EXAMPLE_GATE_GRADIENTS = "example_gate_gradients"
+    ACTIVATIONS = "activations"
+    NEXT_LAYER = "next_layer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,4 @@ class Source:
 
     def draw(self) -> Iterator[Batch]:
         """Yield the batches, the same ones every time."""
-        return self.data.train.batches(
-            self.batch_size, seed=BATCH_ORDER_SEED, limit=self.samples, device=self.device
-        )
+        return self.data.train.batches(self.batch_size, seed=BATCH_ORDER_SEED, limit=self.samples, device=self.device)

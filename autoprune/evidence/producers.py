@@ -12,9 +12,7 @@ from autoprune.evidence.store import ModelEvidence
 from autoprune.graph import Group, Role
 
 
-def mean_over_producers(
-    group: Group, evidence: ModelEvidence, score_of: Callable[[Tensor], Tensor]
-) -> Tensor:
+def mean_over_producers(group: Group, evidence: ModelEvidence, score_of: Callable[[Tensor], Tensor]) -> Tensor:
     """Return (C,): the mean over the group's producing layers of `score_of` their weights (C, K).
 
     Layers of one residual stream differ in scale by their fan-in, so every layer's scores are first brought to the

@@ -17,9 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autoprune.errors import NotApplicable
+from autoprune.evidence.activations import Where, activations, maps_of
+from autoprune.evidence.example_gate_gradients import example_gate_gradients
+from autoprune.evidence.gate_curvature import gate_curvature
 from autoprune.evidence.gate_gradients import gate_gradients
 from autoprune.evidence.input_moments import input_moments
 from autoprune.evidence.kinds import Evidence, Gathered, Source
+from autoprune.evidence.next_layer import next_layer
+from autoprune.evidence.readings import Reading, readings, readings_of
 from autoprune.files import replacing
 from autoprune.graph import Group, Place, Role, Structure
 from autoprune.seeds import derive_seed
@@ -50,6 +55,12 @@ class ModelEvidence:
         self._fingerprint = fingerprint
         self._tensors = _named_tensors(model)
         self._gathered: dict[Evidence, Gathered] = {}
+        self._remembered: dict[str, Tensor] = {}
+
+    @property
+    def structure(self) -> Structure:
+        """The structure of the model looked at."""
+        return self._structure
 
     def with_seed(self, seed: int) -> ModelEvidence:
         """Return the same evidence for another trial; what was gathered is shared."""
@@ -68,11 +79,27 @@ class ModelEvidence:
 
         The gate multiplies the unit where it is read. Raises NotApplicable when no layer with weights reads it.
         """
+        return self._of_gates(Evidence.GATE_GRADIENTS, group)
+
+    def example_gate_gradients(self, group: Group) -> Tensor:
+        """Return dL_n/dg (N, C): the gradient of every sample's own loss, in eval mode, by the same gates.
+
+        Raises NotApplicable when no layer with weights reads the group.
+        """
+        return self._of_gates(Evidence.EXAMPLE_GATE_GRADIENTS, group)
+
+    def gate_curvature(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Return dL/dg and d2L/dg2 (B, C) of every mini-batch's mean loss by the same gates, one unit at a time.
+
+        Raises NotApplicable when no layer with weights reads the group.
+        """
+        gradient_BC, curvature_BC = self._of_gates(Evidence.GATE_CURVATURE, group)
+        return gradient_BC, curvature_BC
+
+    def _of_gates(self, kind: Evidence, group: Group) -> Tensor:
         if not group.places_with(Role.INPUT):
-            raise NotApplicable(
-                f"group {group.name!r} has no gate gradient: no convolution or linear layer reads it"
-            )
-        return self.gather(Evidence.GATE_GRADIENTS)[group.name]
+            raise NotApplicable(f"group {group.name!r} has no gate gradient: no convolution or linear layer reads it")
+        return self.gather(kind)[group.name]
 
     def input_moments(self, layer: str) -> tuple[Tensor, Tensor] | None:
         """Return (D,) mean and (D, D) second moment of what a layer reads; None for a layer that has none."""
@@ -80,6 +107,36 @@ class ModelEvidence:
         if f"{layer}.mean" not in found:
             return None
         return found[f"{layer}.mean"], found[f"{layer}.second"]
+
+    def readings(self, group: Group) -> tuple[Reading, ...]:
+        """Return what layers read of a group by the batch norms behind it; empty without batch norm."""
+        return readings_of(self.gather(Evidence.READINGS), self._structure, group)
+
+    def activations(self, group: Group, where: Where) -> tuple[Tensor, ...]:
+        """Return maps (N, C, P, Q), one tensor for each place where the group is written, or read.
+
+        written: behind each producer's norm and activation, before any addition; read: what readers read, before any
+        pooling, behind the additions of a residual stream. Read falls back to written, and the other way around.
+        Raises NotApplicable when neither is known.
+        """
+        gathered = self.gather(Evidence.ACTIVATIONS)
+        other: Where = "read" if where == "written" else "written"
+        found = maps_of(gathered, group.name, where) or maps_of(gathered, group.name, other)
+        if not found:
+            raise NotApplicable(f"group {group.name!r} has no activations: no layer that writes or reads it is known")
+        return found
+
+    def next_layer(self, group: Group) -> dict[str, Tensor]:
+        """Return, by the weight that reads the group, the second moments (C, C) of what its units add to outputs."""
+        gathered = self.gather(Evidence.NEXT_LAYER)
+        weights = dict.fromkeys(p.tensor for p in group.places_with(Role.INPUT))
+        return {w: gathered[f"{group.name}|{w}"] for w in weights if f"{group.name}|{w}" in gathered}
+
+    def remember(self, label: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what `compute` found the first time that it was asked for under this label: for costly scores."""
+        if label not in self._remembered:
+            self._remembered[label] = compute()
+        return self._remembered[label]
 
     def weight(self, name: str) -> Tensor:
         """Return a parameter or buffer of the model by name."""
@@ -130,12 +187,15 @@ class ModelEvidence:
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] = {
+    Evidence.EXAMPLE_GATE_GRADIENTS: example_gate_gradients,
+    Evidence.GATE_CURVATURE: gate_curvature,
     Evidence.GATE_GRADIENTS: gate_gradients,
     Evidence.INPUT_MOMENTS: input_moments,
+    Evidence.READINGS: readings,
+    Evidence.ACTIVATIONS: activations,
+    Evidence.NEXT_LAYER: next_layer,
 }

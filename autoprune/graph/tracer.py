@@ -73,6 +73,21 @@ def twice(inputs: Inputs) -> Inputs:
     return result
 
 
+def state_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> the name by which the structure knows it."""
+    return _state(model)[0]
+
+
+def export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    """Export a model in the mode it is in. Raises TraceFailed."""
+    return _export(model, inputs)
+
+
+def operator_name(target: Any) -> str:
+    """Return the name of an operator without overload and in-place mark."""
+    return _name(target)
+
+
 def _walk_training(model: nn.Module, inputs: Inputs, rel: Relations, names: dict[str, str], values: Any) -> None:
     """Auxiliary heads run in training only: let them follow, without counting their cost."""
     rel.counting = False

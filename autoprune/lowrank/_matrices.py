@@ -24,9 +24,7 @@ def truncated_svd(matrix_MN: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Raises ValueError for a rank above that of such a matrix, TrialFailed when an entry is NaN or infinite.
     """
     if rank > min(matrix_MN.shape):
-        raise ValueError(
-            f"a {tuple(matrix_MN.shape)} matrix has at most rank {min(matrix_MN.shape)}, got {rank}"
-        )
+        raise ValueError(f"a {tuple(matrix_MN.shape)} matrix has at most rank {min(matrix_MN.shape)}, got {rank}")
     if not matrix_MN.isfinite().all():
         raise TrialFailed("a layer to factorise has weights that are NaN or infinite")
     precise = torch.promote_types(matrix_MN.dtype, torch.float32)
@@ -46,9 +44,7 @@ def as_matrix(weight_OIK: Tensor, axes: Axes) -> Tensor:
     return ordered.reshape(math.prod(ordered.shape[: 1 + len(first)]), -1)
 
 
-def as_weights(
-    left_MR: Tensor, right_RN: Tensor, shape: tuple[int, ...], axes: Axes
-) -> tuple[Tensor, Tensor]:
+def as_weights(left_MR: Tensor, right_RN: Tensor, shape: tuple[int, ...], axes: Axes) -> tuple[Tensor, Tensor]:
     """Return the factors of `as_matrix` as weights (R, I, *kernel 1) and (O, R, *kernel 2) of two layers.
 
     `shape` is that of the factorised weight, (O, I, *kernel).
@@ -60,9 +56,7 @@ def as_weights(
     return first_RIK, second_ORK
 
 
-def split_axes(
-    values: tuple[int, ...], axes: Axes, *, neutral: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def split_axes(values: tuple[int, ...], axes: Axes, *, neutral: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Give each value to the factor that takes its axis, and the neutral one to the other factor."""
     pairs = list(zip(values, axes, strict=True))
     return tuple(v if f else neutral for v, f in pairs), tuple(neutral if f else v for v, f in pairs)

@@ -69,9 +69,7 @@ def kernel_of(module: nn.Module) -> tuple[int, ...]:
     if type(module) is nn.Linear:
         return ()
     if type(module) not in _CONVOLUTIONS:
-        raise NotApplicable(
-            f"only a plain Linear or Conv1d to Conv3d can be split in two, got {type(module)}"
-        )
+        raise NotApplicable(f"only a plain Linear or Conv1d to Conv3d can be split in two, got {type(module)}")
     if cast(nn.Conv2d, module).groups != 1:
         raise NotApplicable(f"a convolution of {module.groups} groups is no single matrix to split")
     return cast("tuple[int, ...]", module.kernel_size)

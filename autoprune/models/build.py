@@ -47,9 +47,7 @@ def known_models() -> tuple[str, ...]:
     return (*_OWN, *classifiers, *segmenters)
 
 
-def build_model(
-    spec: ModelSpec | Mapping[str, Any], num_classes: int | None = None, *, seed: int = 0
-) -> nn.Module:
+def build_model(spec: ModelSpec | Mapping[str, Any], num_classes: int | None = None, *, seed: int = 0) -> nn.Module:
     """Build the model of a spec, on the CPU, in eval mode, with its weights where it names some.
 
     num_classes: of the data, for models known by name whose arguments do not say it.

@@ -62,11 +62,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        found = (
-            f"keys {', '.join(map(str, list(content)[:_SHOWN]))}"
-            if isinstance(content, Mapping)
-            else "no mapping"
-        )
+        found = f"keys {', '.join(map(str, list(content)[:_SHOWN]))}" if isinstance(content, Mapping) else "no mapping"
         raise BadInput(
             f"weights {path} hold no state dict ({found}). Allowed: a mapping of names to tensors, "
             f"or one under {', '.join(_NESTED)}."

@@ -36,9 +36,7 @@ class _Training(Recovery):
         search=("sgd",),
         help="sgd with Nesterov momentum, or adamw",
     )
-    momentum: float = real(
-        0.9, valid=(0.0, 0.999), search=(0.8, 0.95), help="momentum of sgd, first beta of adamw"
-    )
+    momentum: float = real(0.9, valid=(0.0, 0.999), search=(0.8, 0.95), help="momentum of sgd, first beta of adamw")
     weight_decay: float = real(
         5e-4, valid=(0.0, 1.0), search=(1e-5, 1e-3), log=True, help="of weights; biases and norms have none"
     )

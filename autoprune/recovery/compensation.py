@@ -1,7 +1,7 @@
 """Closed-form weight compensation. Xie et al. 2021, "Pruning with Compensation", arXiv 2108.13728.
 
-A layer with weight W (N, D) reads rows x (D); K are the rows that remain after the cut, S the covariance of x and mu its
-mean, both of the model before the cut. The remaining weight that reproduces the layer's old output best is
+A layer with weight W (N, D) reads rows x (D); K are the rows that remain after the cut, S the covariance of x and mu
+its mean, both of the model before the cut. The remaining weight that reproduces the layer's old output best is
 
     W' = W S[:, K] S[K, K]^-1,    b' = b + W mu - W' mu[K]
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import BadRecipe
+from autoprune.evidence import Evidence
 from autoprune.fields import choice
 from autoprune.graph import Layer, Role
 from autoprune.recovery._base import Cut, Recovery, RecoveryContext, RecoveryCost
@@ -38,6 +39,7 @@ class Compensation(Recovery):
 
     trains: ClassVar[bool] = False
     follows_cut: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({Evidence.INPUT_MOMENTS})
 
     rescale: str = choice(
         "bn_only",
@@ -83,9 +85,7 @@ class Compensation(Recovery):
 
 def _normed_tensors(cut: Cut) -> frozenset[str]:
     """Return the weights whose outputs go into a normalisation."""
-    return frozenset(
-        p.tensor for g in cut.structure.groups if g.places_with(Role.NORM_WEIGHT) for p in g.producers
-    )
+    return frozenset(p.tensor for g in cut.structure.groups if g.places_with(Role.NORM_WEIGHT) for p in g.producers)
 
 
 def _rows(channels: list[int], positions: int) -> Tensor:

@@ -29,9 +29,7 @@ from autoprune.training import ModelLoss
 class Distillation(_Training):
     """Train the cut model on the task and on the base model's outputs."""
 
-    weight: float = real(
-        0.5, valid=(0.0, 1.0), search=(0.2, 0.95), help="of the base model's outputs in the loss"
-    )
+    weight: float = real(0.5, valid=(0.0, 1.0), search=(0.2, 0.95), help="of the base model's outputs in the loss")
     temperature: float = real(
         4.0, valid=(0.1, 100.0), search=(1.0, 8.0), log=True, help="divides the logits of both models"
     )

@@ -42,6 +42,20 @@ def accuracy_on_test(trial: TrialRecord) -> float:
     return (trial.test or {}).get("accuracy", math.nan)
 
 
+def noise(trials: Sequence[TrialRecord]) -> str:
+    """Return a sentence with the largest standard error of the trials' accuracies; empty without counts.
+
+    sqrt(p (1 - p) / n), the binomial error of accuracy p on n samples: differences of that size mean nothing.
+    """
+    parts = []
+    for split, measured in (("validation", [t.metrics for t in trials]), ("test", [t.test or {} for t in trials])):
+        counted = [m for m in measured if m.get("count", 0) > 0 and 0 <= m.get("accuracy", math.nan) <= 1]
+        if counted:
+            errors = [math.sqrt(m["accuracy"] * (1 - m["accuracy"]) / m["count"]) for m in counted]
+            parts.append(f"{100 * max(errors):.1f} points ({split}, {counted[0]['count']:.0f} samples)")
+    return f"One standard error is up to {' and '.join(parts)}." if parts else ""
+
+
 def name_of(trial: TrialRecord) -> str:
     """Return what tables call a trial."""
     return trial.baseline or f"trial {trial.number}"
@@ -284,7 +298,7 @@ def plain_trial(trial: TrialRecord) -> dict[str, Any]:
         "accuracy": _or_none(accuracy(trial)),
         "test_accuracy": _or_none(accuracy_on_test(trial)),
         "accuracy_by_rung": [_or_none(r.metrics.get("accuracy", math.nan)) for r in trial.rungs],
-        **{cost: _or_none(trial.metrics.get(cost, math.nan)) for cost in _COSTS},
+        **{cost: _cost(trial, cost) for cost in _COSTS},
         "seconds": trial.cost.get("seconds"),
         "error": trial.error,
         "recipe": None if trial.recipe is None else dict(trial.recipe),
@@ -292,6 +306,11 @@ def plain_trial(trial: TrialRecord) -> dict[str, Any]:
 
 
 _NOTHING_FINISHED = "no trial has finished yet, so there is nothing to choose from; 'autoprune launch' resumes"
+
+
+def _cost(trial: TrialRecord, name: str) -> float | None:
+    value = _or_none(trial.metrics.get(name, math.nan))
+    return value if value is None or name not in ("flops", "params") else int(value)
 
 
 def _quality(trial: TrialRecord) -> tuple[float, float, int]:

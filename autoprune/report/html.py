@@ -17,7 +17,7 @@ import yaml
 from autoprune.files import write_text
 from autoprune.report import provenance
 from autoprune.report.figures import Figure, figures
-from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of
+from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of, noise
 from autoprune.report.tables import (
     REFERENCE,
     counts_by_state,
@@ -55,8 +55,8 @@ def render(front: Front) -> str:
             _about_section(front),
         ]
     )
-    # "</" would end the script element; "<\/" is the same string in JSON.
-    data = json.dumps(drawn).replace("</", "<\\/")
+    # A "<" could end or nest the script element; in JSON its escape is the same.
+    data = json.dumps(drawn).replace("<", "\\u003c")
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -111,7 +111,7 @@ def _best_card(front: Front, best: TrialRecord) -> str:
     lead = gain(front, best)
     compared = ""
     if math.isfinite(lead):
-        kind = "good" if lead >= 0 else "bad"
+        kind = "good" if lead > 0 else "bad" if lead < 0 else ""
         compared = f'<br><span class="{kind}">{points(lead)} points</span> against {REFERENCE}'
     return _card(_target_name(best.target_label), percent(accuracy(best)), _text(", ".join(more)) + compared)
 
@@ -177,7 +177,7 @@ def _front_section(front: Front) -> str:
     body = "".join(_front_row(front, t, t.number in on_front) for t in rows)
     return f"""<section><h2>The front and the baselines</h2>
 <p class="soft">Validation accuracy is what the search saw; test accuracy is on a split it did not see. FLOPs are
-2 x MACs for one sample.</p>
+2 x MACs for one sample. {noise(front.trials)}</p>
 <div class="scroll"><table>
 <thead><tr><th scope="col">model</th><th scope="col">FLOPs</th><th scope="col">of base</th><th scope="col">params</th>
 <th scope="col">of base</th><th scope="col">validation</th><th scope="col">vs {REFERENCE}</th><th scope="col">test</th>

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import autoprune
 from autoprune.errors import BadInput, CheckFailed
 from autoprune.report.front import accuracy, accuracy_on_test
 from autoprune.study.records import TrialRecord
@@ -109,9 +111,16 @@ def _evaluate_elsewhere(folder: Path, samples: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "autoprune", "evaluate", str(folder), "--split", "validation", "--json"]
     if samples:
         command += ["--samples", str(samples)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
     if done.returncode:
         reason = done.stderr.strip() or f"exit status {done.returncode}"
         raise CheckFailed(f"the saved model cannot be evaluated in a fresh process: {reason}")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def _environment() -> dict[str, str]:
+    """Return an environment in which the fresh process finds this very package, also when it is not installed."""
+    here = str(Path(autoprune.__file__).parents[1])
+    known = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([here, known] if known else [here])}

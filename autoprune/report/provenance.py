@@ -25,20 +25,23 @@ def group_sizes(folder: Path) -> dict[str, int]:
 
 
 def versions(folder: Path) -> dict[str, str]:
-    """Return the versions that the study's models were made with."""
-    return _texts(_base_file(folder).get("versions"))
+    """Return the versions that the study's models were made with; several when it was resumed with others."""
+    found: dict[str, set[str]] = {}
+    for path in sorted(RunFolder(folder).path.glob("trials/*/autoprune.json")):
+        for name, version in _texts(_read(path).get("versions")).items():
+            found.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(values)) for name, values in found.items()}
 
 
 def hardware(folder: Path) -> dict[str, str]:
-    """Return the machine that the study ran on."""
-    return _texts(_base_file(folder).get("hardware"))
+    """Return the machine that the study was driven from."""
+    return _texts(_read(RunFolder(folder).machine_file))
 
 
-def _base_file(folder: Path) -> dict[str, Any]:
-    path = RunFolder(folder).base_file
+def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of
+from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of, noise
 from autoprune.study.records import TrialRecord
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _legend(front: Front) -> str:
     return (
         "* on the front. FLOPs are 2 x MACs for one sample. validation: accuracy on the split that the search saw; "
         f"test: on the split\nthat it did not see, '-' where not measured. by rung: validation accuracy in per cent "
-        f"after {epochs} epochs."
+        f"after {epochs} epochs. {noise(front.trials)}"
     )
 
 

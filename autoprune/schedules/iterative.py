@@ -17,13 +17,10 @@ class Iterative(Schedule):
     """Cut to the target in equal steps of cost, with training between them."""
 
     count: int = integer(3, valid=(1, 100), search=(2, 6), help="number of cuts")
-    epochs_between: float = real(
-        0.1, valid=(0, 1000), search=(0.05, 0.5), log=True, help="epochs after a cut"
-    )
+    epochs_between: float = real(0.1, valid=(0, 1000), search=(0.05, 0.5), log=True, help="epochs after a cut")
 
     def steps(self) -> tuple[Step, ...]:
         last = self.count
         return tuple(
-            Step(progress=i / last, epochs=self.epochs_between if i < last else 0.0)
-            for i in range(1, last + 1)
+            Step(progress=i / last, epochs=self.epochs_between if i < last else 0.0) for i in range(1, last + 1)
         )

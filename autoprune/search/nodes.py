@@ -115,11 +115,7 @@ class Range(Node):
         return trial.suggest_float(self.path, self.low, self.high, step=self.step, log=self.log)
 
     def encode(self, value: Any, items: Items) -> Draws | None:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not self.low <= value <= self.high
-        ):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
             return None
         on_grid = self.step is None or math.isclose((value - self.low) % self.step, 0.0, abs_tol=1e-9)
         return {self.path: value} if on_grid else None

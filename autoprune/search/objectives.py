@@ -36,9 +36,7 @@ def values(objectives: Sequence[str], metrics: Mapping[str, float]) -> list[floa
     for name in objectives:
         metric = METRIC_OF[name]
         if metric not in metrics:
-            raise Failure(
-                f"objective {name!r} needs the metric {metric!r}; measured were {', '.join(metrics)}"
-            )
+            raise Failure(f"objective {name!r} needs the metric {metric!r}; measured were {', '.join(metrics)}")
         if not math.isfinite(metrics[metric]):
             raise LossNotFinite(f"{metric} is {metrics[metric]}, so that the trial has no value to compare")
         found.append(float(metrics[metric]))

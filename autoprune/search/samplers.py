@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 
-def build_sampler(
-    name: str, *, seed: int, finished: int, budget: int, startup: int | None = None
-) -> BaseSampler:
+def build_sampler(name: str, *, seed: int, finished: int, budget: int, startup: int | None = None) -> BaseSampler:
     """Return the sampler of that name. Raises UnknownName.
 
     The random stream derives from the study's seed and the number of trials that are finished, so that a resumed
@@ -30,7 +28,8 @@ def build_sampler(
     with warnings.catch_warnings():
         # Optuna marks `group` and others as experimental, at every construction
         warnings.simplefilter("ignore")
-        return _BY_NAME[name](stream, first, budget)
+        sampler: BaseSampler = _BY_NAME[name](stream, first, budget)
+    return sampler
 
 
 def _tpe(seed: int, startup: int, budget: int) -> BaseSampler:

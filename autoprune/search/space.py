@@ -51,9 +51,7 @@ _NORMALISATION = Choice(
     search=get_args(Normalisation),
     help="scale of each group's scores",
 )
-_MIN_KEEP = Real(
-    default=0.05, valid=(0, 1), search=(0.02, 0.3), log=True, help="least share of a group that stays"
-)
+_MIN_KEEP = Real(default=0.05, valid=(0, 1), search=(0.02, 0.3), log=True, help="least share of a group that stays")
 _FROM_STUDY = {
     "target": "the study's `targets` say what recipes are repaired to",
     "epochs": "the study's `rungs` say how long trials train",
@@ -110,9 +108,7 @@ class TreeSpace:
         found: dict[str, Dimension] = {}
         for dimension in (d for node in self.fields.values() for d in node.dimensions(items)):
             if found.setdefault(dimension.name, dimension) != dimension:
-                raise BadRecipe(
-                    f"{self.where}: {dimension.name} has two different ranges; give it the same everywhere"
-                )
+                raise BadRecipe(f"{self.where}: {dimension.name} has two different ranges; give it the same everywhere")
         return tuple(found.values())
 
     def methods(self) -> tuple[tuple[str, str], ...]:
@@ -242,7 +238,8 @@ def _method(place: _Place, room: str, spec: Any, label: str | None) -> Part:
     given = {"name": spec} if isinstance(spec, str) else spec
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
         raise BadRecipe(
-            f"{place} must be a method's name, a mapping with the key 'name', 'search' or {{choose: [...]}}, got {spec!r}"
+            f"{place} must be a method's name, a mapping with the key 'name', 'search' or {{choose: [...]}}, "
+            f"got {spec!r}"
         )
     name = given["name"]
     try:
@@ -251,9 +248,7 @@ def _method(place: _Place, room: str, spec: Any, label: str | None) -> Part:
         raise type(error)(f"{place}: {error}") from error
     for key in given:
         if key != "name" and key not in known:
-            raise BadRecipe(
-                f"{place}: {name} has no hyperparameter {key!r}; it has: {', '.join(known) or 'none'}"
-            )
+            raise BadRecipe(f"{place}: {name} has no hyperparameter {key!r}; it has: {', '.join(known) or 'none'}")
     inside = place.inside(label or name)
     nodes = {
         key: _hyperparameter(inside.inside(key), declared, given.get(key, declared.default), room, name)
@@ -312,9 +307,7 @@ def _range(place: _Place, declared: Real | Integer, spec: Mapping[str, Any]) -> 
     if not low < high:
         raise BadRecipe(f"{place}: low must be less than high, got {low} and {high}")
     if not isinstance(log, bool) or (log and low <= 0):
-        raise BadRecipe(
-            f"{place}: log must be true or false, and needs a low above 0; got log {log!r}, low {low}"
-        )
+        raise BadRecipe(f"{place}: log must be true or false, and needs a low above 0; got log {log!r}, low {low}")
     whole = isinstance(declared, Integer)
     allowed = int if whole else (int, float)
     if step is not None and (isinstance(step, bool) or not isinstance(step, allowed) or step <= 0):
@@ -334,9 +327,7 @@ def _recovery(place: _Place, spec: Any) -> Node:
 
 def _steps(place: _Place, spec: Any) -> Each:
     if not isinstance(spec, (list, tuple)):
-        raise BadRecipe(
-            f"{place} must be a list of recovery methods, or {{choose: [list, ...]}}, got {spec!r}"
-        )
+        raise BadRecipe(f"{place} must be a list of recovery methods, or {{choose: [list, ...]}}, got {spec!r}")
     nodes = []
     for i, entry in enumerate(spec):
         # a method is named without its position, so that the same method in two lists is one dimension
@@ -348,9 +339,7 @@ def _steps(place: _Place, spec: Any) -> Each:
 def _entries(place: _Place, spec: Mapping[str, Any]) -> list[Any]:
     entries = spec["choose"]
     if set(spec) != {"choose"} or not isinstance(entries, (list, tuple)) or not entries:
-        raise BadRecipe(
-            f"{place}: choose takes a list with at least one entry and no other key, got {dict(spec)}"
-        )
+        raise BadRecipe(f"{place}: choose takes a list with at least one entry and no other key, got {dict(spec)}")
     return list(entries)
 
 
@@ -365,8 +354,7 @@ def _part_label(entry: Any) -> str:
 def _labels(given: Sequence[str]) -> list[str]:
     """Return distinct labels: the second `l1_norm` is `l1_norm#2`."""
     return [
-        name if not given[:i].count(name) else f"{name}#{given[:i].count(name) + 1}"
-        for i, name in enumerate(given)
+        name if not given[:i].count(name) else f"{name}#{given[:i].count(name) + 1}" for i, name in enumerate(given)
     ]
 
 

@@ -18,6 +18,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 SIMILAR_TARGET = 0.02
 """Targets that differ by at most this much of the base model's cost are compared with each other."""
 
@@ -63,16 +66,29 @@ def front_numbers(rows: Sequence[tuple[float, ...]]) -> list[int]:
     >>> front_numbers([(1, 2), (2, 1), (2, 2), (3, 3)])
     [0, 0, 1, 2]
     """
-    numbers = [-1] * len(rows)
-    left = set(range(len(rows)))
+    if not rows:
+        return []
+    values = np.asarray(rows, dtype=np.float64)
+    if values.shape[1] == 1:
+        return [int(number) for number in np.unique(values, return_inverse=True)[1].ravel()]
+    numbers = np.full(len(rows), -1)
+    # beaten[i, j]: row i dominates row j
+    beaten = _dominating(values)
     number = 0
-    while left:
-        front = [i for i in left if not any(dominates(rows[j], rows[i]) for j in left)]
-        for i in front:
-            numbers[i] = number
-        left -= set(front)
+    while (left := numbers < 0).any():
+        front = left & ~beaten[left].any(axis=0)
+        numbers[front] = number
         number += 1
-    return numbers
+    return [int(number) for number in numbers]
+
+
+def _dominating(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    no_worse = np.ones((len(values), len(values)), dtype=bool)
+    better = np.zeros_like(no_worse)
+    for column in values.T:
+        no_worse &= column[:, None] <= column[None, :]
+        better |= column[:, None] < column[None, :]
+    return no_worse & better
 
 
 def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

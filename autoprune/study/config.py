@@ -19,9 +19,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from autoprune import shipped
 from autoprune.errors import BadInput, BadRecipe
-from autoprune.recipe import Target, read_yaml, validated
+from autoprune.recipe import Target, read_yaml
 from autoprune.settings import TrialSettings
 from autoprune.specs import DataSpec, ModelSpec, Spec, TaskSpec, TrainSpec
+from autoprune.validation import validated
 
 Objective = Literal["accuracy", "flops", "params", "latency"]
 SamplerName = Literal["tpe", "nsga2", "gp", "random"]
@@ -71,9 +72,7 @@ class SamplerSpec(Spec):
 class RungSpec(Spec):
     """The fidelity levels of a trial. Rung k trains up to epochs[k] in total."""
 
-    epochs: tuple[float, ...] = Field(
-        default=(0.0, 0.5, 2.0), description="total epochs at each rung, from 0"
-    )
+    epochs: tuple[float, ...] = Field(default=(0.0, 0.5, 2.0), description="total epochs at each rung, from 0")
     reduction: float = Field(default=3.0, gt=1, description="one in this many trials is promoted")
     validation_samples: tuple[int | None, ...] | None = Field(
         default=None, description="samples that each rung is judged on; null: all of the validation split"
@@ -119,16 +118,12 @@ class ExecutorSpec(Spec):
     """Where trials run."""
 
     name: ExecutorName = "local"
-    workers: int | None = Field(
-        default=None, ge=1, description="by default as many as the machine or cluster fits"
-    )
+    workers: int | None = Field(default=None, ge=1, description="by default as many as the machine or cluster fits")
     threads: int = Field(default=1, ge=1, description="CPU threads of each worker")
     cpus_per_trial: float | None = Field(default=None, ge=0, description="Ray CPUs; by default `threads`")
     gpus_per_trial: float = Field(default=0.0, ge=0, description="Ray GPUs, fractions allowed")
     max_failures: int = Field(default=1, ge=0, description="times a job is run again when its worker dies")
-    address: str | None = Field(
-        default=None, description="of a Ray cluster; by default one starts on this machine"
-    )
+    address: str | None = Field(default=None, description="of a Ray cluster; by default one starts on this machine")
 
     def worker_count(self) -> int:
         """Return the number of local workers."""
@@ -161,9 +156,7 @@ class StudyConfig(Spec):
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
     trial: TrialSettings = Field(default_factory=TrialSettings)
     executor: ExecutorSpec = Field(default_factory=ExecutorSpec)
-    storage: str | None = Field(
-        default=None, description="Optuna storage URL; by default study.db in the run folder"
-    )
+    storage: str | None = Field(default=None, description="Optuna storage URL; by default study.db in the run folder")
     seed: int = Field(default=0, ge=0)
 
     @field_validator("targets")
@@ -211,9 +204,7 @@ class Loaded:
     source: str
 
 
-def load(
-    study: str | Path | Mapping[str, Any] | StudyConfig, overrides: Mapping[str, Any] | None = None
-) -> Loaded:
+def load(study: str | Path | Mapping[str, Any] | StudyConfig, overrides: Mapping[str, Any] | None = None) -> Loaded:
     """Read a study and apply overrides (dotted key to value, as the command line gives them).
 
     Raises BadRecipe that names the place and what is allowed, UnknownName for a study that is nowhere, BadInput for an

@@ -1,13 +1,14 @@
 """The controller decides what is run next and keeps the record. Only it writes to the storage.
 
-Executors call `next_job`, `started` and `tell`, from one thread. Optuna is asked for draws and told once per trial:
-COMPLETE at the top rung with the objectives' values, PRUNED for a stopped trial, FAIL for a failed one. A trial stays
-RUNNING in the storage between its rungs; its state is then its last rung's record and the artefact in its folder, so a
+Executors call `next_job`, `started` and `tell`, from one thread. A trial is recorded with its recipe in one write, and
+told once: COMPLETE at the top rung with the objectives' values, PRUNED for a stopped trial, FAIL for a failed one. In
+between it is RUNNING in the storage; its state is then its last rung's record and the artefact in its folder, so a
 study whose driver was killed goes on from there.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from optuna.trial import TrialState
 from autoprune.errors import AutopruneError
 from autoprune.recipe import Target
 from autoprune.search import objectives, stopper
+from autoprune.search.asker import Asker
 from autoprune.search.baselines import Baseline, build_baselines
 from autoprune.search.nodes import Items
 from autoprune.search.samplers import build_sampler
@@ -31,11 +33,11 @@ from autoprune.study.config import StudyConfig, target_label
 from autoprune.study.jobs import Job, JobFailure, JobResult
 
 if TYPE_CHECKING:
-    from optuna import Study, Trial
+    from optuna import Trial
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-_DUPLICATES_IN_A_ROW = 8
+_DUPLICATES_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
@@ -91,22 +93,25 @@ class Controller:
         self._baselines = build_baselines(config.baselines)
         self._storage = storage
         self._study = _open_study(config, storage)
+        self._asker = _make_asker(config, self._trials())
         self._clock, self._began = clock, clock()
-        self._elapsed_before: float = self._study.user_attrs.get(records.ELAPSED, 0.0)
+        self._elapsed_before = 0.0
         self._live: dict[int, _Live] = {}
         self._ready: deque[Job] = deque()
         self._running: dict[tuple[int, str, int], Job] = {}
         self._points: dict[int, list[stopper.Point]] = {}
-        self._seen: dict[str, int] = {}
-        self._used: set[int] = set()
+        self._seen: set[str] = set()
+        self._recorded = 0
         self._planned: set[tuple[str, str]] = set()
-        self._duplicates_in_a_row = self._left_waiting = 0
+        self._duplicates_in_a_row = 0
         self._tests_given = self._over = False
         self._restore()
 
-    def record_base(self, metrics: Mapping[str, float]) -> None:
-        """Note what the base model measures, for reports."""
+    def record_base(self, metrics: Mapping[str, float], owner: str | None = None) -> None:
+        """Note what the base model measures, for reports, and which run folder the study belongs to."""
         self._set_study(records.BASE, dict(metrics))
+        if owner is not None:
+            self._set_study(records.RUN, owner)
 
     def next_job(self) -> Job | Wait | Done:
         """Return the next job for a free worker."""
@@ -121,6 +126,15 @@ class Controller:
             self._running[job.key] = job
             return job
         return Wait() if self._running else self._finish()
+
+    def has_work(self) -> bool:
+        """Tell whether there is any job; without one, workers need not be started. Says so when the study is over."""
+        if not self._ready and not self._budget_left():
+            self._give_tests()
+        if self._ready or self._budget_left():
+            return True
+        self._finish()
+        return False
 
     def started(self, job: Job) -> None:
         """Note that a worker has begun a job."""
@@ -137,7 +151,6 @@ class Controller:
             self._listen(events.Tested(trial=job.trial, metrics=outcome.metrics))
         else:
             self._rung_done(job, outcome)
-        self._set_study(records.ELAPSED, self._elapsed())
 
     # --- results
 
@@ -153,7 +166,8 @@ class Controller:
         promoted = not top and stopper.goes_up(point, others, self.config.rungs.reduction)
         others.append(point)
         # one write holds the result and the decision, so that a resumed study never decides twice
-        self._set(live.id, f"{records.RUNG}{job.rung}", result.plain() | {"promoted": promoted})
+        noted = {"promoted": promoted, "at": round(self._elapsed(), 3)}
+        self._set(live.id, f"{records.RUNG}{job.rung}", result.plain() | noted)
         self._listen(
             events.RungDone(
                 trial=job.trial,
@@ -174,9 +188,7 @@ class Controller:
             again = replace(job, attempt=job.attempt + 1)
             self._ready.appendleft(again)
             message = failure.message
-            self._listen(
-                events.JobRetried(trial=job.trial, rung=job.rung, attempt=again.attempt, message=message)
-            )
+            self._listen(events.JobRetried(trial=job.trial, rung=job.rung, attempt=again.attempt, message=message))
         elif job.kind == "test":
             self._listen(events.Warned(message=f"trial {job.trial} could not be tested: {failure.message}"))
         else:
@@ -184,9 +196,7 @@ class Controller:
 
     def _end(self, live: _Live, values: Sequence[float] | None, metrics: Mapping[str, float]) -> None:
         """Tell Optuna: COMPLETE with values, PRUNED without."""
-        state = TrialState.PRUNED if values is None else TrialState.COMPLETE
-        self._study.tell(live.number, values=values, state=state)
-        del self._live[live.number]
+        self._close(live, TrialState.PRUNED if values is None else TrialState.COMPLETE, values)
         self._listen(
             events.TrialDone(
                 trial=live.number,
@@ -198,14 +208,14 @@ class Controller:
         )
 
     def _fail(self, live: _Live, rung: int, kind: str, message: str) -> None:
-        self._live.pop(live.number, None)
-        self._tell_failed(live.id, live.number, kind, message)
+        self._set(live.id, records.ERROR, {"kind": kind, "message": message})
+        self._close(live, TrialState.FAIL, None)
         self._listen(events.TrialFailed(trial=live.number, rung=rung, kind=kind, message=message))
 
-    def _tell_failed(self, trial_id: int, number: int, kind: str, message: str) -> None:
-        self._set(trial_id, records.ERROR_KIND, kind)
-        self._set(trial_id, records.ERROR, message)
-        self._study.tell(number, state=TrialState.FAIL)
+    def _close(self, live: _Live, state: TrialState, values: Sequence[float] | None) -> None:
+        self._storage.set_trial_state_values(live.id, state, values)
+        self._asker.tell(live.number, state, values)
+        self._live.pop(live.number, None)
 
     def _point(self, live: _Live, metrics: Mapping[str, float]) -> stopper.Point:
         accuracy, *_ = objectives.values(["accuracy"], metrics)
@@ -224,82 +234,62 @@ class Controller:
     def _begin_trial(self) -> None:
         """Ask for trials until one has a job, or the budget is used up."""
         while not self._ready and self._budget_left():
-            if self._left_waiting:
-                # enqueued by a driver that was killed before it asked
-                self._left_waiting -= 1
+            plan = self._plan()
+            trial = self._asker.ask(self._fixed(plan))
+            try:
+                recipe = self._draw(trial, plan)
+            except AutopruneError as error:
+                live = self._record(trial, plan, None)
+                self._fail(live, 0, type(error).__name__, str(error))
+                continue
+            if plan.baseline is None and self._is_duplicate(recipe):
+                self._asker.drop(trial)
             else:
-                self._enqueue(self._plan())
-            self._give_recipe(self._study.ask())
+                self._enter(self._record(trial, plan, recipe), rung=0)
 
     def _plan(self) -> _Plan:
         for baseline in self._baselines:
             for target in self.config.targets:
                 if (baseline.name, target_label(target)) not in self._planned:
                     return _Plan(target=target, baseline=baseline)
-        searched = len(self._used) - len(self._planned)
+        searched = self._recorded - len(self._planned)
         return _Plan(target=self.config.targets[searched % len(self.config.targets)], baseline=None)
 
-    def _enqueue(self, plan: _Plan) -> None:
-        """Put the plan into the storage first: if we are killed now, the trial is still what it was to be."""
-        params: dict[str, Any] = {"target": target_label(plan.target)}
-        if plan.baseline is not None:
-            params |= self._space.encode(plan.baseline.recipe, self._items) or {}
-        attributes: dict[str, Any] = {records.TARGET: plan.target.model_dump()}
-        if plan.baseline is not None:
-            attributes[records.BASELINE] = plan.baseline.name
-        self._study.enqueue_trial(params, user_attrs=attributes)
+    def _fixed(self, plan: _Plan) -> dict[str, Any]:
+        """Return the draws that the plan prescribes. With them a baseline is a point that the sampler learns from."""
+        draws = None if plan.baseline is None else self._space.encode(plan.baseline.recipe, self._items)
+        return {"target": target_label(plan.target)} | (draws or {})
 
-    def _give_recipe(self, trial: Trial) -> None:
-        """Draw the recipe of a fresh trial and make its first job."""
-        attributes = trial.user_attrs
-        target = Target.model_validate(attributes[records.TARGET])
-        name = attributes.get(records.BASELINE)
-        self._count(trial.number, name, target)
-        try:
-            recipe = self._draw(trial, target, name)
-        except AutopruneError as error:
-            self._tell_failed(trial._trial_id, trial.number, type(error).__name__, str(error))
-            self._listen(
-                events.TrialFailed(trial=trial.number, rung=0, kind=type(error).__name__, message=str(error))
-            )
-            return
-        if name is None and self._is_duplicate(trial, recipe):
-            return
-        live = _Live(
-            id=trial._trial_id,
-            number=trial.number,
-            target=target,
-            baseline=name,
-            recipe=recipe,
-            seed=derive_seed(self.config.seed, "trial", trial.number),
-        )
-        self._seen[_key(recipe)] = trial.number
-        self._set(live.id, records.SEED, live.seed)
-        self._set(live.id, records.RECIPE, dict(recipe))
-        self._enter(live, rung=0)
-
-    def _draw(self, trial: Trial, target: Target, baseline: str | None) -> dict[str, Any]:
+    def _draw(self, trial: Trial, plan: _Plan) -> dict[str, Any]:
         trial.suggest_categorical("target", [target_label(t) for t in self.config.targets])
-        if baseline is None:
+        if plan.baseline is None:
             recipe = self._space.suggest(trial, self._items)
         else:
-            recipe = next(b.recipe for b in self._baselines if b.name == baseline)
+            recipe = plan.baseline.recipe
             if self._space.encode(recipe, self._items) is not None:
-                # the draws are fixed; taking them makes the baseline a point that the sampler learns from
                 self._space.suggest(trial, self._items)
-        return recipe.model_copy(update={"target": target}).plain()
+        return recipe.model_copy(update={"target": plan.target}).plain()
 
-    def _is_duplicate(self, trial: Trial, recipe: Mapping[str, Any]) -> bool:
-        """Drop a recipe that was there before. After some in a row it runs again: the space may be used up."""
-        twin = self._seen.get(_key(recipe))
-        if twin is None or self._duplicates_in_a_row >= _DUPLICATES_IN_A_ROW:
-            self._duplicates_in_a_row = 0
-            return False
-        self._duplicates_in_a_row += 1
-        self._used.discard(trial.number)
-        self._set(trial._trial_id, records.DUPLICATE_OF, twin)
-        self._study.tell(trial.number, state=TrialState.FAIL)
-        return True
+    def _is_duplicate(self, recipe: Mapping[str, Any]) -> bool:
+        """Tell whether to drop a recipe that was there before; not after some in a row, as the space may be used up."""
+        duplicate = _key(recipe) in self._seen and self._duplicates_in_a_row < _DUPLICATES_IN_A_ROW
+        self._duplicates_in_a_row = self._duplicates_in_a_row + 1 if duplicate else 0
+        return duplicate
+
+    def _record(self, trial: Trial, plan: _Plan, recipe: Mapping[str, Any] | None) -> _Live:
+        """Write a trial into the storage, whole, so that it is either there with its recipe or not there."""
+        seed = derive_seed(self.config.seed, "trial", self._recorded)
+        template = copy.deepcopy(self._asker.drawn(trial))
+        template.user_attrs = {records.TARGET: plan.target.model_dump(), records.SEED: seed}
+        if plan.baseline is not None:
+            template.user_attrs[records.BASELINE] = plan.baseline.name
+        if recipe is not None:
+            template.user_attrs[records.RECIPE] = dict(recipe)
+        made = self._storage.create_new_trial(self._study, template_trial=template)
+        record = records.read_trial(self._storage.get_trial(made))
+        self._asker.keep(trial, record.number)
+        self._count(record)
+        return _live(made, record)
 
     def _enter(self, live: _Live, rung: int) -> None:
         self._live[live.number] = live
@@ -328,7 +318,7 @@ class Controller:
     # --- budget and end
 
     def _budget_left(self) -> bool:
-        return len(self._used) < self.config.budget.trials and not self._time_is_up()
+        return self._recorded < self.config.budget.trials and not self._time_is_up()
 
     def _elapsed(self) -> float:
         return self._elapsed_before + self._clock() - self._began
@@ -356,7 +346,7 @@ class Controller:
         for target in {t.target_label for t in trials}:
             here = [t for t in trials if t.target_label == target]
             chosen.add(max(here, key=lambda t: (t.value("accuracy"), -t.number)).number)
-        tested = self._study.user_attrs
+        tested = self._study_attributes()
         for trial in trials:
             if trial.number in chosen and f"{records.TEST}{trial.number}" not in tested:
                 self._ready.append(self._test_job(trial))
@@ -399,55 +389,35 @@ class Controller:
         unfinished = []
         for trial in self._trials():
             record = records.read_trial(trial)
-            if record.state == "duplicate":
-                self._close_duplicate(trial)
-                continue
-            if record.state == "waiting":
-                self._left_waiting += 1
-                continue
-            self._count(record.number, record.baseline, record.target)
-            if record.recipe is not None:
-                self._seen[_key(record.recipe)] = record.number
-                self._restore_points(record)
+            self._count(record)
+            self._restore_points(record)
+            self._elapsed_before = max([self._elapsed_before, *(rung.at for rung in record.rungs)])
             if record.state == "running":
-                unfinished.append((trial, record))
+                unfinished.append((trial._trial_id, record))
         self._announce(len(unfinished))
-        for trial, record in unfinished:
-            self._continue(trial, record)
+        for trial_id, record in unfinished:
+            self._continue(_live(trial_id, record), record)
 
     def _restore_points(self, record: records.TrialRecord) -> None:
         live = _live(0, record)
         for rung in record.rungs:
             self._points.setdefault(rung.rung, []).append(self._point(live, rung.metrics))
 
-    def _continue(self, trial: FrozenTrial, record: records.TrialRecord) -> None:
-        """Go on with a trial. What was recorded but not told to Optuna any more is told now.
-
-        A trial without a recipe gets one; draws that are already in the storage stay.
-        """
-        if record.recipe is None and record.error is None:
-            self._give_recipe(optuna.Trial(self._study, trial._trial_id))
-            return
-        live = _live(trial._trial_id, record)
-        if record.error is not None:
-            self._study.tell(record.number, state=TrialState.FAIL)
+    def _continue(self, live: _Live, record: records.TrialRecord) -> None:
+        """Go on with a trial. What was decided but not told any more is told now."""
+        last = record.rungs[-1] if record.rungs else None
+        if record.error is not None or record.recipe is None:
+            self._close(live, TrialState.FAIL, None)
         elif record.stopped_by is not None:
-            self._live[live.number] = live
             self._end(live, None, record.metrics)
-        elif not record.rungs:
+        elif last is None:
             self._enter(live, rung=0)
-        elif record.rungs[-1].promoted:
-            self._enter(live, rung=record.rungs[-1].rung + 1)
+        elif last.promoted:
+            self._enter(live, rung=last.rung + 1)
         else:
-            # the decision was recorded, but Optuna was not told any more
-            self._live[live.number] = live
-            top = record.rungs[-1].rung == self.config.rungs.top
-            values = objectives.values(self.config.objectives, record.metrics) if top else None
-            self._end(live, values, record.metrics)
-
-    def _close_duplicate(self, trial: FrozenTrial) -> None:
-        if trial.state is TrialState.RUNNING:
-            self._study.tell(trial.number, state=TrialState.FAIL)
+            top = last.rung == self.config.rungs.top
+            values = objectives.values(self.config.objectives, last.metrics) if top else None
+            self._end(live, values, last.metrics)
 
     def _announce(self, continued: int) -> None:
         needed = len(self._baselines) * len(self.config.targets)
@@ -464,23 +434,28 @@ class Controller:
                 trials=self.config.budget.trials,
                 rungs=self.config.rungs.epochs,
                 targets=tuple(target_label(t) for t in self.config.targets),
-                finished=len(self._used) - continued,
+                finished=self._recorded - continued,
                 continued=continued,
             )
         )
 
     # --- storage
 
-    def _count(self, number: int, baseline: str | None, target: Target) -> None:
-        self._used.add(number)
-        if baseline is not None:
-            self._planned.add((baseline, target_label(target)))
+    def _count(self, record: records.TrialRecord) -> None:
+        self._recorded += 1
+        if record.baseline is not None:
+            self._planned.add((record.baseline, record.target_label))
+        if record.recipe is not None:
+            self._seen.add(_key(record.recipe))
 
     def _trials(self) -> list[FrozenTrial]:
-        return list(self._study.get_trials(deepcopy=False))
+        return list(self._storage.get_all_trials(self._study, deepcopy=False))
+
+    def _study_attributes(self) -> dict[str, Any]:
+        return self._storage.get_study_user_attrs(self._study)
 
     def _set_study(self, key: str, value: Any) -> None:
-        self._storage.set_study_user_attr(self._study._study_id, key, value)
+        self._storage.set_study_user_attr(self._study, key, value)
 
     def _set(self, trial_id: int, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(trial_id, key, value)
@@ -501,19 +476,19 @@ def _key(recipe: Mapping[str, Any]) -> str:
     return json.dumps(recipe, sort_keys=True)
 
 
-def _open_study(config: StudyConfig, storage: BaseStorage) -> Study:
-    study = optuna.create_study(
-        storage=storage,
-        study_name=config.name,
-        directions=objectives.directions(config.objectives),
-        load_if_exists=True,
-    )
-    finished = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
-    study.sampler = build_sampler(
+def _open_study(config: StudyConfig, storage: BaseStorage) -> int:
+    """Return the id of the study in the storage, made if it is not there."""
+    directions = objectives.directions(config.objectives)
+    study = optuna.create_study(storage=storage, study_name=config.name, directions=directions, load_if_exists=True)
+    return study._study_id
+
+
+def _make_asker(config: StudyConfig, past: Sequence[FrozenTrial]) -> Asker:
+    sampler = build_sampler(
         config.sampler.name,
         seed=config.seed,
-        finished=finished,
+        finished=sum(t.state.is_finished() for t in past),
         budget=config.budget.trials,
         startup=config.sampler.startup,
     )
-    return study
+    return Asker(objectives.directions(config.objectives), sampler, past)

@@ -95,6 +95,4 @@ def _unexpected(job: Job, error: Exception) -> JobFailure:
     # torch raises a class of its own on GPUs and a plain RuntimeError on CPUs; neither needs torch imported here
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return JobFailure(kind=OutOfMemory.__name__, message=f"{job} ran out of memory: {text}")
-    return JobFailure(
-        kind=type(error).__name__, message=f"{job}: {type(error).__name__}: {text or 'no message'}"
-    )
+    return JobFailure(kind=type(error).__name__, message=f"{job}: {type(error).__name__}: {text or 'no message'}")

@@ -12,7 +12,7 @@ from autoprune.files import append_line, read_json
 from autoprune.study import events
 from autoprune.study.config import StudyConfig, load
 from autoprune.study.executors import build_executor
-from autoprune.study.records import StudyRecord, opened, read_study
+from autoprune.study.records import StudyRecord, check_owner, opened, read_study
 from autoprune.study.run_folder import RunFolder, default_run, self_contained
 
 
@@ -58,6 +58,7 @@ def _run(run: RunFolder, config: StudyConfig, listen: events.Listener) -> None:
     structure = Structure.from_json(run.structure_file.read_text(encoding="utf-8"))
     base = read_json(run.base_file)["metrics"]
     with opened(config, run.path) as storage:
+        check_owner(storage, config, run.identity())
         controller = Controller(
             config,
             load_space(config.search_space),
@@ -66,9 +67,10 @@ def _run(run: RunFolder, config: StudyConfig, listen: events.Listener) -> None:
             listen=listen,
             test="test_accuracy" in base,
         )
-        controller.record_base(base)
-        factory = functools.partial(make_worker, run.path)
-        build_executor(config.executor).run(controller, factory, run.path)
+        controller.record_base(base, run.identity())
+        if controller.has_work():
+            factory = functools.partial(make_worker, run.path)
+            build_executor(config.executor).run(controller, factory, run.path)
 
 
 def _tell_both(run: RunFolder, listen: events.Listener, event: events.Event) -> None:

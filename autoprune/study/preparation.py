@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from safetensors.torch import save_model
 
-from autoprune import rooms
+from autoprune import machine, rooms, threads
 from autoprune.base import Base, make_base
 from autoprune.cost import latency_ms
-from autoprune.criteria import Criterion
 from autoprune.data import Data, build_data
 from autoprune.errors import BadInput, UnreachableTarget
 from autoprune.evidence import Evidence
@@ -40,6 +39,8 @@ from autoprune.trial import Bench, measure, metrics_of
 _TIMED_BATCH = 64
 _BACKWARD = 3.0
 """A training step takes about as long as this many forward passes."""
+_FIXED_SECONDS = 0.2
+"""What a job takes besides passes of the model: asking, cutting, files. Seen with small networks on one core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,11 @@ def preflight(config: StudyConfig, listen: events.Listener = events.ignore) -> P
 
     Raises BadInput of all kinds: UnreachableTarget, BadData, TraceFailed, BadRecipe, UnknownName.
     """
+    with threads.limited(config.executor.threads):
+        return _preflight(config, listen)
+
+
+def _preflight(config: StudyConfig, listen: events.Listener) -> Preflight:
     space = load_space(config.search_space)
     build_baselines(config.baselines)
     listen(events.Preparing(step="data", detail=config.data.name))
@@ -100,6 +106,11 @@ def prepare_run(run: RunFolder, config: StudyConfig, listen: events.Listener) ->
     """
     if run.base_file.is_file():
         return
+    with threads.limited(config.executor.threads):
+        _fill(run, config, listen)
+
+
+def _fill(run: RunFolder, config: StudyConfig, listen: events.Listener) -> None:
     space = load_space(config.search_space)
     listen(events.Preparing(step="data", detail=config.data.name))
     data, task = build_data(config.data), build_task(config.task)
@@ -115,9 +126,8 @@ def prepare_run(run: RunFolder, config: StudyConfig, listen: events.Listener) ->
     bench = Bench(Base(base.model, base.structure, base.spec), data, task, config.trial, run.evidence)
     _gather(config, space, bench, listen)
     listen(events.Preparing(step="base", detail="measuring"))
-    write_json(
-        run.base_file, {"fingerprint": bench.base.fingerprint, "metrics": _measure_base(config, bench)}
-    )
+    write_json(run.machine_file, machine.describe())
+    write_json(run.base_file, {"fingerprint": bench.base.fingerprint, "metrics": _measure_base(config, bench)})
 
 
 def _base(config: StudyConfig, data: Data, task: Task) -> Base:
@@ -149,9 +159,7 @@ def _reach(target: Target, base: Base, low_rank: Sequence[str]) -> str | None:
         return None
     for name in low_rank:
         if _try(target, base, cast(LowRank, rooms.build("lowrank", name))) is None:
-            return (
-                f"target {target_label(target)} is met only with low rank; recipes without it will fail there"
-            )
+            return f"target {target_label(target)} is met only with low rank; recipes without it will fail there"
     lowest, _ = base.structure.reachable_flops
     raise UnreachableTarget(
         f"target {target_label(target)} cannot be met by cutting channels"
@@ -206,17 +214,12 @@ def _train(config: StudyConfig, base: Base, data: Data, task: Task, listen: even
 
 def _gather(config: StudyConfig, space: Space, bench: Bench, listen: events.Listener) -> None:
     """Gather, once for all workers, the evidence that any recipe of the study can ask for."""
-    chosen = {name for room, name in space.methods() if room == "criteria"}
-    chosen |= {b.recipe.criterion.name for b in build_baselines(config.baselines) if b.recipe.criterion}
-    kinds = _needs(chosen)
+    needs = {kind for method in space.methods() for kind in rooms.method_class(*method).needs}
+    needs |= {kind for baseline in build_baselines(config.baselines) for kind in baseline.recipe.needs}
+    kinds = frozenset(Evidence(kind) for kind in needs) - {Evidence.WEIGHTS}
     if kinds:
         listen(events.Preparing(step="evidence", detail=", ".join(sorted(kinds))))
     bench.evidence.prepare(kinds)
-
-
-def _needs(criteria: Iterable[str]) -> frozenset[Evidence]:
-    classes = [cast("type[Criterion]", rooms.method_class("criteria", name)) for name in criteria]
-    return frozenset(kind for criterion in classes for kind in criterion.needs)
 
 
 def _measure_base(config: StudyConfig, bench: Bench) -> dict[str, float]:
@@ -248,7 +251,7 @@ def _forecast(config: StudyConfig, base: Base, data: Data) -> Forecast:
         jobs=jobs,
         trained_samples=trained,
         forward_samples=forward,
-        seconds=work * share / workers,
+        seconds=(work * share + _FIXED_SECONDS * sum(jobs)) / workers,
         workers=workers,
     )
 

@@ -19,33 +19,34 @@ from autoprune.search.objectives import METRIC_OF
 from autoprune.study.config import StudyConfig, expand, target_label
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
+    from optuna.storages import BaseStorage, RDBStorage
     from optuna.trial import FrozenTrial
 
-State = Literal["waiting", "running", "done", "stopped", "failed", "duplicate"]
+State = Literal["waiting", "running", "done", "stopped", "failed"]
 
 RECIPE, TARGET, BASELINE, SEED = "recipe", "target", "baseline", "seed"
-ERROR, ERROR_KIND, DUPLICATE_OF, STOPPED_BY = "error", "error_kind", "duplicate_of", "stopped_by"
+ERROR, STOPPED_BY = "error", "stopped_by"
 RUNG = "rung_"
 # of the study, because Optuna lets nobody add to a finished trial: test_<number> holds the test metrics of a trial
-TEST, BASE, ELAPSED, RUN = "test_", "base", "elapsed_seconds", "run"
+TEST, BASE, RUN = "test_", "base", "run"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RungRecord:
-    """What one rung of a trial found."""
+    """What one rung of a trial found. at: seconds that the study had run by then, over all its drivers."""
 
     rung: int
     metrics: Mapping[str, float]
     cost: Mapping[str, float]
     promoted: bool
+    at: float = 0.0
     amounts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """One trial as it is recorded. `recipe` is plain data; None in a trial that had not got one yet."""
+    """One trial as it is recorded. `recipe` is plain data; None where drawing it failed."""
 
     number: int
     state: State
@@ -149,32 +150,46 @@ def read_study(config: StudyConfig, folder: Path) -> StudyRecord:
     if config.storage is None and not (folder / "study.db").exists():
         return StudyRecord(config=config, folder=folder, trials=(), base={})
     with opened(config, folder) as storage:
-        try:
-            study = storage.get_study_id_from_name(config.name)
-        except KeyError:
-            raise UnknownName(f"the storage holds no study named {config.name!r}") from None
-        attributes = storage.get_study_user_attrs(study)
-        trials = tuple(read_trial(t, attributes) for t in storage.get_all_trials(study, deepcopy=False))
+        return record_of(storage, config, folder)
+
+
+def check_owner(storage: BaseStorage, config: StudyConfig, identity: str) -> None:
+    """Refuse a study that another run folder keeps in the same storage. Raises BadInput."""
+    try:
+        owner = storage.get_study_user_attrs(storage.get_study_id_from_name(config.name)).get(RUN)
+    except KeyError:
+        return
+    if owner not in (None, identity):
+        raise BadInput(
+            f"the storage holds a study named {config.name!r} that belongs to another run folder; "
+            "give this study another name, or another storage"
+        )
+
+
+def record_of(storage: BaseStorage, config: StudyConfig, folder: Path) -> StudyRecord:
+    """Return a study's record from an open storage. Raises UnknownName when it does not hold the study."""
+    try:
+        study = storage.get_study_id_from_name(config.name)
+    except KeyError:
+        raise UnknownName(f"the storage holds no study named {config.name!r}") from None
+    attributes = storage.get_study_user_attrs(study)
+    trials = tuple(read_trial(t, attributes) for t in storage.get_all_trials(study, deepcopy=False))
     return StudyRecord(
         config=config,
         folder=folder,
         trials=trials,
         base=attributes.get(BASE, {}),
-        seconds=attributes.get(ELAPSED, 0.0),
+        seconds=max((rung.at for trial in trials for rung in trial.rungs), default=0.0),
     )
 
 
 def read_trial(trial: FrozenTrial, study_attributes: Mapping[str, Any] = MappingProxyType({})) -> TrialRecord:
     """Return what Optuna's storage holds of a trial; its test result is among the study's attributes."""
     attributes = trial.user_attrs
-    spent = (
-        trial.datetime_complete - trial.datetime_start
-        if trial.datetime_complete and trial.datetime_start
-        else None
-    )
+    spent = trial.datetime_complete - trial.datetime_start if trial.datetime_complete and trial.datetime_start else None
     return TrialRecord(
         number=trial.number,
-        state=_state(trial),
+        state=_STATES[trial.state.name],
         target=Target.model_validate(attributes.get(TARGET, {})),
         baseline=attributes.get(BASELINE),
         recipe=attributes.get(RECIPE),
@@ -182,8 +197,8 @@ def read_trial(trial: FrozenTrial, study_attributes: Mapping[str, Any] = Mapping
         rungs=tuple(_rungs(attributes)),
         params=trial.params,
         test=study_attributes.get(f"{TEST}{trial.number}"),
-        error=attributes.get(ERROR),
-        error_kind=attributes.get(ERROR_KIND),
+        error=attributes.get(ERROR, {}).get("message"),
+        error_kind=attributes.get(ERROR, {}).get("kind"),
         stopped_by=attributes.get(STOPPED_BY),
         seconds=None if spent is None else spent.total_seconds(),
     )
@@ -198,15 +213,10 @@ def _rungs(attributes: Mapping[str, Any]) -> Iterator[RungRecord]:
             metrics=found["metrics"],
             cost=found["cost"],
             promoted=found["promoted"],
+            at=found["at"],
             amounts=found.get("amounts", {}),
             notes=tuple(found.get("notes", ())),
         )
-
-
-def _state(trial: FrozenTrial) -> State:
-    if DUPLICATE_OF in trial.user_attrs:
-        return "duplicate"
-    return _STATES[trial.state.name]
 
 
 _STATES: Mapping[str, State] = {

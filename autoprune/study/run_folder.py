@@ -1,12 +1,14 @@
 """The run folder: everything a study leaves on disk, and who may write to it.
 
-study.yaml (frozen), study.db, structure.json, base/, evidence/, trials/<number>/, workers/, front/, report.html, log.jsonl
+study.yaml (frozen), study.db, structure.json, base/, evidence/, trials/<number>/, workers/, front/, report.html,
+log.jsonl
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +50,11 @@ class RunFolder:
         return self.path / "base" / "model.safetensors"
 
     @property
+    def machine_file(self) -> Path:
+        """The machine that prepared and drives the study."""
+        return self.path / "machine.json"
+
+    @property
     def base_file(self) -> Path:
         """What was measured on the base model; written last, so that it says that all preparation is there."""
         return self.path / "base" / "base.json"
@@ -66,6 +73,13 @@ class RunFolder:
         """The folder of a trial: its artefact and metrics.jsonl."""
         return self.path / "trials" / str(number)
 
+    def identity(self) -> str:
+        """Return what tells this run folder from others in a shared storage; it stays when the folder moves."""
+        file = self.path / "identity"
+        if not file.is_file():
+            write_text(file, uuid.uuid4().hex)
+        return file.read_text(encoding="utf-8")
+
     def config(self) -> StudyConfig:
         """Return the frozen study. Raises UnknownName when this is no run folder."""
         if not self.study_file.is_file():
@@ -75,9 +89,10 @@ class RunFolder:
     def freeze(self, config: StudyConfig) -> None:
         """Write the study down, or check that it is the one that is there; budget and executor may change.
 
+        A study whose preparation never ended (bad input, say) binds nobody: it may be replaced by a corrected one.
         Raises BadInput naming the keys that differ.
         """
-        if self.study_file.is_file():
+        if self.study_file.is_file() and self.base_file.is_file():
             changed = differences(self.config(), config)
             if changed:
                 raise BadInput(

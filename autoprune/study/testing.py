@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from autoprune.errors import LossNotFinite, OutOfMemory, TrialFailed
+from autoprune.errors import BadInput, LossNotFinite, OutOfMemory, TrialFailed
 from autoprune.files import append_line
 from autoprune.recipe import Recipe
 from autoprune.seeds import derive_seed
@@ -43,8 +45,8 @@ def fake_structure(names: Sequence[str] = ("stem", "block1", "block2")) -> FakeS
 class FakeWorker:
     """Answers jobs at once, the same for the same recipe, seed and rung; its own factory by `replace` or pickling.
 
-    fail: trial to what goes wrong at its rung 0: `nan`, `loss`, `memory`, `error`, `killed` (each time),
-    `killed_once` (needs `folder`).
+    fail: trial to what goes wrong at its rung 0: `loss`, `memory`, `error`, `killed`; `killed_once` and `hangs_once`
+    go wrong the first time only and need `folder` to remember.
     folder: where every job run is noted, one line each, in jobs.jsonl.
     """
 
@@ -58,12 +60,11 @@ class FakeWorker:
     def run(self, job: Job) -> JobResult:
         """Answer a job. Accuracy grows with the rung and peaks at a learning rate of 0.03."""
         if self.folder is not None:
-            append_line(self.folder / "jobs.jsonl", {"trial": job.trial, "kind": job.kind, "rung": job.rung})
+            noted = {"trial": job.trial, "kind": job.kind, "rung": job.rung, "process": os.getpid()}
+            append_line(self.folder / "jobs.jsonl", noted)
         if job.rung == 0 and job.kind == "rung":
             self._go_wrong(job)
-        return JobResult(
-            metrics=fake_metrics(job), cost={"seconds": 0.0, "trained_samples": 1000 * job.epochs}
-        )
+        return JobResult(metrics=fake_metrics(job), cost={"seconds": 0.0, "trained_samples": 1000 * job.epochs})
 
     def _go_wrong(self, job: Job) -> None:
         what = self.fail.get(job.trial)
@@ -75,13 +76,20 @@ class FakeWorker:
             raise TrialFailed("something else")
         if what == "killed" or (what == "killed_once" and self._first_time(job)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "hangs_once" and self._first_time(job):
+            threading.Event().wait()
 
     def _first_time(self, job: Job) -> bool:
-        assert self.folder is not None, "killed_once needs a folder to remember in"
-        mark = self.folder / f"killed-{job.trial}"
+        assert self.folder is not None, "what goes wrong once needs a folder to remember in"
+        mark = self.folder / f"once-{job.trial}"
         known = mark.exists()
         mark.touch()
         return not known
+
+
+def broken_worker() -> FakeWorker:
+    """Fail as a factory does that cannot build its model."""
+    raise BadInput("no weights here")
 
 
 def fake_metrics(job: Job) -> dict[str, float]:
@@ -99,3 +107,10 @@ def fake_metrics(job: Job) -> dict[str, float]:
         "params_fraction": fraction,
         "latency_ms": 10 * fraction,
     }
+
+
+def example_space(trial: Any) -> Recipe:
+    """Return a recipe drawn from an Optuna trial: a search space as a function."""
+    criterion = trial.suggest_categorical("criterion", ["l1_norm", "l2_norm"])
+    lr = trial.suggest_float("lr", 0.005, 0.1, log=True)
+    return Recipe.parse({"criterion": criterion, "recovery": ["bn_reestimation", {"name": "finetune", "lr": lr}]})

@@ -83,9 +83,7 @@ class Worker:
         if bench.data.test is None:
             raise BadData(f"data {bench.data.name!r} has no test split")
         model = artefact.load(self._run.trial(job.trial), bench.base.model).to(bench.device)
-        found = evaluate(
-            model, bench.data.test, bench.task, bench.settings.eval_batch_size, device=bench.device
-        )
+        found = evaluate(model, bench.data.test, bench.task, bench.settings.eval_batch_size, device=bench.device)
         return JobResult(
             metrics={"accuracy": found.accuracy, "loss": found.loss, "count": float(found.count)},
             cost={"forward_samples": float(found.count)},
@@ -97,9 +95,7 @@ class Worker:
         inputs, _ = next(self._bench.data.train.batches(1, limit=1, device=self._bench.device))
         return {"latency_ms": latency_ms(compressed.model, inputs)}
 
-    def _save(
-        self, job: Job, compressed: Compressed, metrics: Mapping[str, float], notes: tuple[str, ...]
-    ) -> None:
+    def _save(self, job: Job, compressed: Compressed, metrics: Mapping[str, float], notes: tuple[str, ...]) -> None:
         config, data = self._config, self._bench.data
         base = {f"base_{name}": value for name, value in self._base_metrics.items()}
         manifest = Manifest(

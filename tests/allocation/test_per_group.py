@@ -28,5 +28,5 @@ def test_a_group_that_is_not_named_stays_whole(structure: Structure) -> None:
 
 
 def test_a_name_that_matches_no_group_is_an_error(structure: Structure) -> None:
-    with pytest.raises(BadRecipe, match="per_group.keep_fraction: no group matches 'conv9'; there are 0, 2"):
+    with pytest.raises(BadRecipe, match=r"per_group.keep_fraction: no group matches 'conv9'; there are 0, 2"):
         PerGroup(keep_fraction={"conv9": 0.5}).path({"0": torch.ones(10)}, structure)

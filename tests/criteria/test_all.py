@@ -25,9 +25,7 @@ MakeEvidence = Callable[[nn.Module, Structure, int], ModelEvidence]
 
 @pytest.fixture(scope="module")
 def evidence_for(digits_bench: Bench) -> MakeEvidence:
-    source = Source(
-        data=digits_bench.data, task=digits_bench.task, batches=2, batch_size=32, device=torch.device("cpu")
-    )
+    source = Source(data=digits_bench.data, task=digits_bench.task, batches=1, batch_size=8, device=torch.device("cpu"))
     return lambda model, structure, seed: ModelEvidence(model, structure, source, seed=seed)
 
 
@@ -40,9 +38,7 @@ def all_scores(name: str, structure: Structure, evidence: ModelEvidence) -> dict
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scores_are_one_finite_number_per_unit(
-    name: str, digits_bench: Bench, evidence_for: MakeEvidence
-) -> None:
+def test_scores_are_one_finite_number_per_unit(name: str, digits_bench: Bench, evidence_for: MakeEvidence) -> None:
     structure = digits_bench.base.structure
     evidence = evidence_for(digits_bench.model, structure, 0)
     for group_name, score in all_scores(name, structure, evidence).items():
@@ -68,9 +64,7 @@ def test_same_seed_same_score_and_the_model_is_untouched(
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "random"])
-def test_permuted_units_permute_the_scores(
-    name: str, digits_bench: Bench, evidence_for: MakeEvidence
-) -> None:
+def test_permuted_units_permute_the_scores(name: str, digits_bench: Bench, evidence_for: MakeEvidence) -> None:
     structure = digits_bench.base.structure
     model = copy.deepcopy(digits_bench.model)
     group = max(structure.groups, key=lambda g: len(g.places))
@@ -103,9 +97,7 @@ def test_every_criterion_travels_to_a_fresh_process() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scores_stay_finite_with_dead_units(
-    name: str, digits_bench: Bench, evidence_for: MakeEvidence
-) -> None:
+def test_scores_stay_finite_with_dead_units(name: str, digits_bench: Bench, evidence_for: MakeEvidence) -> None:
     model = copy.deepcopy(digits_bench.model)
     structure = trace(model, digits_bench.data.example_inputs)
     group = structure.groups[0]

@@ -7,9 +7,7 @@ from autoprune.data import Data, build_data
 
 def pictures(data: Data) -> list[set[tuple[float, ...]]]:
     parts = (data.train, data.validation, data.test)
-    return [
-        {tuple(i.flatten().tolist()) for x, _ in p.batches(500) for i in x} for p in parts if p is not None
-    ]
+    return [{tuple(i.flatten().tolist()) for x, _ in p.batches(500) for i in x} for p in parts if p is not None]
 
 
 def test_sizes_and_ranges_are_as_documented() -> None:

@@ -91,9 +91,7 @@ def test_cached_and_uncached_batches_are_equal_and_augmented_alike(tmp_path: Pat
     both = [build(tmp_path / "pets", cache=mode, **fields).train for mode in ("memory", "none")]
     for augment in (False, True):
         one, other = (list(split.batches(5, seed=3, augment=augment)) for split in both)
-        assert all(
-            torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, other, strict=True)
-        )
+        assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, other, strict=True))
 
 
 def test_size_resizes_the_shorter_side_and_crops_the_centre() -> None:
@@ -145,9 +143,7 @@ def test_an_interrupted_decode_leaves_nothing_behind(tmp_path: Path, cache_folde
 def test_the_fingerprint_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
     write(tmp_path / "pets" / "train")
     shutil.copytree(tmp_path / "pets", tmp_path / "copy", copy_function=shutil.copyfile)
-    prints = {
-        build(root).fingerprint for root in (tmp_path / "pets", tmp_path / "copy", packed(tmp_path / "pets"))
-    }
+    prints = {build(root).fingerprint for root in (tmp_path / "pets", tmp_path / "copy", packed(tmp_path / "pets"))}
     assert len(prints) == 1
     Image.new("RGB", (4, 4), (250, 9, 9)).save(tmp_path / "copy" / "train" / "dog" / "3.png")
     assert build(tmp_path / "copy").fingerprint not in prints
@@ -199,11 +195,7 @@ def test_a_damaged_image_is_told_by_name(tmp_path: Path, mode: str) -> None:
     write(tmp_path / "pets")
     (tmp_path / "pets" / "dog" / "3.png").write_bytes(b"no image")
     with pytest.raises(BadData, match=r"dog/3\.png cannot be read as an image"):
-        list(
-            build(tmp_path / "pets", cache=mode, validation_fraction=0.01)
-            .train.subset(torch.arange(18))
-            .batches(9)
-        )
+        list(build(tmp_path / "pets", cache=mode, validation_fraction=0.01).train.subset(torch.arange(18)).batches(9))
 
 
 def test_hidden_files_are_left_out(tmp_path: Path) -> None:

@@ -19,10 +19,7 @@ def test_fake_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -
     assert data.num_classes == 4
     assert len(data.train) + len(data.validation) == len(data.test or ()) == 40
     assert data.example_inputs.shape == (2, 3, 8, 8)
-    assert (
-        data.fingerprint
-        == build_data({**FAKE, "cache": mode, "mean": [0.5] * 3, "std": [0.5] * 3}).fingerprint
-    )
+    assert data.fingerprint == build_data({**FAKE, "cache": mode, "mean": [0.5] * 3, "std": [0.5] * 3}).fingerprint
     assert data.test is not None
     assert not torch.equal(next(data.train.batches(2))[0], next(data.test.batches(2))[0])
 

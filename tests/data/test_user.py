@@ -42,9 +42,7 @@ def test_validation_is_split_off_train_by_class() -> None:
 
 
 def test_given_splits_stay_as_they_are() -> None:
-    data = data_of(
-        {"train": PAIRS, "validation": (torch.zeros(3, 1), torch.zeros(3)), "num_classes": 5}, SPEC
-    )
+    data = data_of({"train": PAIRS, "validation": (torch.zeros(3, 1), torch.zeros(3)), "num_classes": 5}, SPEC)
     assert (len(data.train), len(data.validation), data.test, data.num_classes) == (8, 3, None, 5)
 
 

@@ -57,9 +57,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "conv3d": (nn.Conv3d(2, 4, (2, 3, 1), padding=(0, 1, 0)), (2, 2, 4, 5, 3)),
 }
 
-every_method = pytest.mark.parametrize(
-    "method", methods(), ids=lambda m: "-".join(map(str, m.config().values()))
-)
+every_method = pytest.mark.parametrize("method", methods(), ids=lambda m: "-".join(map(str, m.config().values())))
 every_layer = pytest.mark.parametrize("kind", LAYERS)
 
 

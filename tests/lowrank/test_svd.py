@@ -55,9 +55,7 @@ def test_a_separable_kernel_has_spatial_rank_one() -> None:
     torch.testing.assert_close(product_of(Svd(scheme="spatial").factor(conv, 1)), conv.weight)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "kernels"), [("spatial", [(3, 1), (1, 5)]), ("channel", [(3, 5), (1, 1)])]
-)
+@pytest.mark.parametrize(("scheme", "kernels"), [("spatial", [(3, 1), (1, 5)]), ("channel", [(3, 5), (1, 1)])])
 def test_geometry_goes_with_its_axis(scheme: str, kernels: list[tuple[int, int]]) -> None:
     conv = nn.Conv2d(4, 6, (3, 5), stride=(2, 3), padding=(1, 2), dilation=(1, 2))
     pair: Any = Svd(scheme=scheme).factor(conv, 2)
@@ -65,9 +63,7 @@ def test_geometry_goes_with_its_axis(scheme: str, kernels: list[tuple[int, int]]
     assert [first.kernel_size, second.kernel_size] == kernels
     assert (first.stride, second.stride) == (((2, 1), (1, 3)) if scheme == "spatial" else ((2, 3), (1, 1)))
     assert (first.padding, second.padding) == (((1, 0), (0, 2)) if scheme == "spatial" else ((1, 2), (0, 0)))
-    assert (first.dilation, second.dilation) == (
-        ((1, 1), (1, 2)) if scheme == "spatial" else ((1, 2), (1, 1))
-    )
+    assert (first.dilation, second.dilation) == (((1, 1), (1, 2)) if scheme == "spatial" else ((1, 2), (1, 1)))
 
 
 @pytest.mark.parametrize(

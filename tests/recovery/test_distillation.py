@@ -35,9 +35,7 @@ def test_soft_loss_is_a_mean_over_samples_and_positions() -> None:
         for y in range(4)
         for x in range(4)
     ]
-    assert soft_loss(student, teacher, 2.0).item() == pytest.approx(
-        float(torch.stack(every).mean()), rel=1e-5
-    )
+    assert soft_loss(student, teacher, 2.0).item() == pytest.approx(float(torch.stack(every).mean()), rel=1e-5)
 
 
 def test_without_weight_it_is_finetuning(network: Any, make_context: Any) -> None:
@@ -70,9 +68,7 @@ def test_the_student_comes_closer_to_its_teacher(network: Any, make_context: Any
 
 def test_the_teacher_is_used_in_eval_mode_and_its_modes_come_back(network: Any, make_context: Any) -> None:
     teacher, modes = network(), []
-    teacher.register_forward_pre_hook(
-        lambda module, _: modes.append(any(m.training for m in module.modules()))
-    )
+    teacher.register_forward_pre_hook(lambda module, _: modes.append(any(m.training for m in module.modules())))
     teacher[5].train()
     Distillation().recover(network(), make_context(teacher=teacher), 1.0)
     assert modes == [False]
@@ -91,11 +87,9 @@ def test_half_the_weight_is_half_of_each_loss(make_context: Any) -> None:
     nn.init.eye_(teacher.weight)
     inputs, targets = torch.tensor([[math.log(3.0), 0.0], [0.0, math.log(3.0)]]), torch.tensor([0, 1])
     context = make_context(inputs, targets, teacher=teacher)
-    Distillation(
-        weight=0.5, temperature=1.0, lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant"
-    ).recover(student, context, 1.0)
+    Distillation(weight=0.5, temperature=1.0, lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant").recover(
+        student, context, 1.0
+    )
     # gradients of the logits: 1/2 - 1 for the label, 1/2 - 3/4 for the teacher: -3/8, then the mean of 2
     expected = 3 / 8 / 2 * math.log(3.0)
-    assert student.weight.flatten().tolist() == pytest.approx(
-        [expected, -expected, -expected, expected], rel=1e-5
-    )
+    assert student.weight.flatten().tolist() == pytest.approx([expected, -expected, -expected, expected], rel=1e-5)

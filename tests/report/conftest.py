@@ -30,9 +30,7 @@ def rung(number: int, accuracy: float, flops: float, promoted: bool = True, **mo
     )
 
 
-def trial(
-    number: int, accuracies: tuple[float, ...], flops: float, state: str = "done", **more: Any
-) -> TrialRecord:
+def trial(number: int, accuracies: tuple[float, ...], flops: float, state: str = "done", **more: Any) -> TrialRecord:
     target = Target(flops_fraction=more.pop("target", 0.5))
     last = len(accuracies) - 1
     fields: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -154,3 +155,19 @@ def test_plain_data(record: StudyRecord) -> None:
     assert plain["front"][1]["test_accuracy"] is None
     assert [b["baseline"] for b in plain["baselines"]] == ["uniform_l1", "uniform_l1"]
     assert all(not isinstance(v, float) or math.isfinite(v) for v in first.values())
+
+
+def test_noise_is_the_binomial_error_of_the_least_certain_trial() -> None:
+    """0.9 of 400: sqrt(0.09 / 400) = 1.5 points; 0.5 of 100: 5 points, 0.8 of 100: 4 points."""
+    rows = []
+    for number, (seen, unseen) in enumerate([(0.9, 0.5), (0.95, 0.8)]):
+        made = trial(number, (seen,), 0.5, test={"accuracy": unseen, "count": 100.0})
+        counted = dataclasses.replace(made.rungs[0], metrics={**made.rungs[0].metrics, "count": 400.0})
+        rows.append(dataclasses.replace(made, rungs=(counted,)))
+    expected = "One standard error is up to 1.5 points (validation, 400 samples) and 5.0 points (test, 100 samples)."
+    assert front.noise(rows) == expected
+
+
+def test_noise_without_counts_says_nothing(trials: tuple[TrialRecord, ...]) -> None:
+    plain = [dataclasses.replace(t, rungs=(), test=None) for t in trials]
+    assert front.noise(plain) == ""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from autoprune import rooms
@@ -13,6 +15,6 @@ def test_progress_rises_strictly_and_ends_at_one(name: str) -> None:
     progress = [step.progress for step in schedule.steps()]
     assert progress[0] > 0
     assert progress[-1] == 1
-    assert all(a < b for a, b in zip(progress, progress[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(progress))
     assert all(step.epochs >= 0 for step in schedule.steps())
     assert schedule.steps()[-1].epochs == 0  # what follows the last cut belongs to the recovery

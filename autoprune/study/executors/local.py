@@ -144,9 +144,7 @@ class _Pool:
         if not process.ready:
             self._fruitless += 1
             if self._fruitless >= _FRUITLESS_STARTS:
-                raise Failure(
-                    f"workers do not start: {reason}; {process.log} ends with:\n{_tail(process.log)}"
-                )
+                raise Failure(f"workers do not start: {reason}; {process.log} ends with:\n{_tail(process.log)}")
         self.processes.append(self._start_one())
         if process.job is not None:
             message = f"the worker of {process.job} {reason}"

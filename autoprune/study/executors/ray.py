@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,6 +30,7 @@ from autoprune.study.jobs import Job, JobFailure, JobResult, WorkerFactory, run_
 if TYPE_CHECKING:
     from autoprune.study.controller import Controller
 
+_TUNE_FOLDER = "ray"
 _ENVIRONMENT = {
     # the controller keeps the record; Tune's own copies of results and its state would only cost time
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -67,6 +69,9 @@ class OnRay(Executor):
                 self._tuner(searcher, factory, folder).fit()
             except ray.exceptions.RayError as error:
                 raise Failure(f"Ray failed: {error}") from error
+            finally:
+                # a folder for each Tune trial and Tune's own state: nothing that anybody needs again
+                shutil.rmtree(folder / _TUNE_FOLDER, ignore_errors=True)
             if searcher.trouble is not None:
                 raise Failure(searcher.trouble)
 
@@ -82,7 +87,7 @@ class OnRay(Executor):
                 trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
-                name="ray",
+                name=_TUNE_FOLDER,
                 storage_path=str(folder.absolute()),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),
@@ -116,11 +121,9 @@ class OnRay(Executor):
 
     def _fitting_workers(self) -> int:
         """Return how many jobs run at once. Raises BadInput when not even one fits."""
-        there = ray.cluster_resources()
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         fits = [
-            int(there.get(name.upper(), 0.0) / needed + 1e-9)
-            for name, needed in self._resources.items()
-            if needed > 0
+            int(there.get(name.upper(), 0.0) / needed + 1e-9) for name, needed in self._resources.items() if needed > 0
         ]
         most = min(fits, default=self._workers or 1)
         if most < 1:
@@ -131,10 +134,12 @@ class OnRay(Executor):
         return min(most, self._workers) if self._workers else most
 
 
-class RungJob(tune.Trainable):  # type: ignore[misc]
+class RungJob(tune.Trainable):
     """One actor: a worker that is made once and answers one job after the other."""
 
-    def setup(self, config: dict[str, Any], factory: WorkerFactory, threads: int) -> None:
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], factory: WorkerFactory, threads: int
+    ) -> None:
         """Make the worker. What goes wrong is reported by `step`, so that it reaches the user as it is."""
         self._job = config["job"]
         self._worker, self._trouble = None, ""
@@ -156,7 +161,7 @@ class RungJob(tune.Trainable):  # type: ignore[misc]
         return True
 
 
-class _Search(Searcher):  # type: ignore[misc]
+class _Search(Searcher):
     """Hands Tune the controller's jobs, and the controller Tune's results. Runs in the driver."""
 
     def __init__(self, controller: Controller, workers: int) -> None:
@@ -165,7 +170,7 @@ class _Search(Searcher):  # type: ignore[misc]
         self._jobs: dict[str, Job] = {}
         self.trouble: str | None = None
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """Return the next job's config, None to be asked again, or that the study is over."""
         if self.trouble is not None:
             return str(Searcher.FINISHED)
@@ -179,9 +184,7 @@ class _Search(Searcher):  # type: ignore[misc]
             return {"job": json.dumps(asdict(job)), "name": str(job)}
         return None if self._jobs else str(Searcher.FINISHED)
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the controller what came of a job. An error here is an actor that died: jobs catch their own."""
         job = self._jobs.pop(trial_id, None)
         if job is None:
@@ -193,6 +196,13 @@ class _Search(Searcher):  # type: ignore[misc]
             self._controller.tell(job, JobFailure(kind="WorkerDied", message=message, lost=True))
         else:
             self._controller.tell(job, _unpacked(result["outcome"]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the controller out: Tune pickles its searcher to resume from, which we never do."""
+        return self.__dict__ | {"_controller": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Search:
+        return self
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the study of record is the Optuna storage."""

@@ -1,0 +1,107 @@
+"""Tables worked by hand."""
+
+import pytest
+
+from autoprune.search.stopper import Point, count_better, dominates, front_numbers, goes_up, similar
+
+
+def point(accuracy, trial=0, target=0.5, baseline=False, **costs):
+    return Point(
+        trial=trial,
+        accuracy=accuracy,
+        costs={"flops": target, **costs},
+        pinned={"flops": target},
+        baseline=baseline,
+    )
+
+
+def test_dominates_needs_one_better_value():
+    assert dominates((1, 2), (1, 3))
+    assert not dominates((1, 2), (1, 2))
+    assert not dominates((0, 3), (1, 2))
+
+
+def test_front_numbers_of_a_worked_table():
+    rows = [(1, 4), (2, 2), (4, 1), (2, 5), (3, 3), (5, 5)]
+    assert front_numbers(rows) == [0, 0, 0, 1, 1, 2]
+
+
+def test_front_numbers_of_one_value_are_its_ranks():
+    assert front_numbers([(3.0,), (1.0,), (2.0,), (1.0,)]) == [2, 0, 1, 0]
+
+
+def test_front_numbers_of_equal_rows_are_equal():
+    assert front_numbers([(1, 1), (1, 1), (2, 2)]) == [0, 0, 1]
+    assert front_numbers([]) == []
+
+
+def test_first_trial_goes_up():
+    assert goes_up(point(0.1), [], 3)
+
+
+@pytest.mark.parametrize(
+    ("others", "mine", "expected"),
+    [
+        # n = 2, one place: only the better of two
+        ([0.8], 0.9, True),
+        ([0.8], 0.7, False),
+        # a tie is no reason to stop
+        ([0.8], 0.8, True),
+        # n = 3, one place
+        ([0.8, 0.6], 0.7, False),
+        ([0.8, 0.6], 0.81, True),
+        # n = 4, ceil(4 / 3) = 2 places
+        ([0.8, 0.6, 0.5], 0.7, True),
+        ([0.8, 0.75, 0.5], 0.7, False),
+        # n = 7, 3 places
+        ([0.9, 0.8, 0.6, 0.5, 0.4, 0.3], 0.7, True),
+        ([0.9, 0.8, 0.75, 0.5, 0.4, 0.3], 0.7, False),
+    ],
+)
+def test_best_third_goes_up(others, mine, expected):
+    assert goes_up(point(mine), [point(a) for a in others], 3) is expected
+
+
+def test_reduction_of_two_promotes_the_better_half():
+    others = [point(a) for a in (0.9, 0.5, 0.4)]
+    assert goes_up(point(0.6), others, 2)
+    assert not goes_up(point(0.45), others, 2)
+
+
+def test_baselines_go_up_and_count_as_rivals():
+    better = [point(0.9), point(0.8)]
+    assert goes_up(point(0.1, baseline=True), better, 3)
+    rivals = [point(0.9, baseline=True), point(0.8, baseline=True)]
+    assert not goes_up(point(0.7), rivals, 3)
+
+
+def test_other_targets_are_no_rivals():
+    assert goes_up(point(0.5, target=0.25), [point(0.9), point(0.8)], 3)
+    assert not goes_up(point(0.5, target=0.49), [point(0.9), point(0.8)], 3)
+
+
+def test_similar_targets():
+    assert similar({"flops": 0.5}, {"flops": 0.52})
+    assert not similar({"flops": 0.5}, {"flops": 0.53})
+    assert not similar({"flops": 0.5}, {"params": 0.5})
+
+
+def test_pinned_costs_do_not_make_trade_offs():
+    a_little_cheaper = Point(trial=1, accuracy=0.5, costs={"flops": 0.493}, pinned={"flops": 0.5})
+    better = Point(trial=2, accuracy=0.9, costs={"flops": 0.4999}, pinned={"flops": 0.5})
+    assert not goes_up(a_little_cheaper, [better], 3)
+
+
+def test_free_costs_do():
+    accurate, small = point(0.9, params=0.6), point(0.8, params=0.3)
+    worse = point(0.7, params=0.4)
+    assert count_better(small, [accurate]) == 1  # same front, less accuracy
+    assert count_better(worse, [accurate, small]) == 2  # dominated by small
+    # a trial on the first front ranks before every dominated one, however accurate that is
+    dominated = point(0.85, params=0.9)
+    assert count_better(small, [accurate, dominated]) == 1
+
+
+def test_costs_within_five_per_cent_are_the_same():
+    assert count_better(point(0.7, params=0.399), [point(0.9, params=0.4)]) == 1
+    assert front_numbers([(-0.9, 1.0), (-0.7, 1.0)]) == [0, 1]

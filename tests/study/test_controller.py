@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+
+import pytest
+
+from autoprune.seeds import derive_seed
+from autoprune.study import events
+from autoprune.study.controller import Done, Wait
+from autoprune.study.executors._base import Executor
+from autoprune.study.jobs import Job, JobFailure, JobResult, run_job
+from autoprune.study.testing import FakeWorker, fake_metrics
+
+
+class Stops(Exception):
+    """The driver goes down."""
+
+
+class StopsAfter(Executor):
+    """Runs jobs in this process, and goes down after some, before or after the last one is told."""
+
+    def __init__(self, jobs: int, told: bool) -> None:
+        self.jobs, self.told = jobs, told
+
+    def run(self, controller, factory, folder):
+        worker = factory()
+        while isinstance(job := controller.next_job(), Job):
+            self.jobs -= 1
+            outcome = run_job(worker, job)
+            if self.jobs == 0 and not self.told:
+                raise Stops
+            controller.tell(job, outcome)
+            if self.jobs == 0:
+                raise Stops
+
+
+def test_baselines_come_first_at_every_target_and_reach_the_top(runner, make_config):
+    record = runner.run(make_config())
+    first = record.trials[:4]
+    assert [(t.baseline, t.target_label) for t in first] == [
+        ("uniform_l1", "flops=0.5"),
+        ("uniform_l1", "flops=0.25"),
+        ("global_taylor", "flops=0.5"),
+        ("global_taylor", "flops=0.25"),
+    ]
+    assert all(t.state == "done" and len(t.rungs) == 3 for t in first)
+    assert all(t.baseline is None for t in record.trials[4:])
+
+
+def test_targets_take_turns(runner, make_config):
+    record = runner.run(make_config())
+    assert Counter(t.target_label for t in record.trials[4:]) == {"flops=0.5": 3, "flops=0.25": 3}
+    for trial in record.trials:
+        assert trial.parsed().target == trial.target
+
+
+def test_a_record_is_complete_in_itself(runner, make_config):
+    config = make_config()
+    record = runner.run(config)
+    assert len(record.trials) == 10
+    for trial in record.trials:
+        assert trial.state in ("done", "stopped")
+        assert (trial.state == "done") == (len(trial.rungs) == 3)
+        assert trial.seed == derive_seed(config.seed, "trial", trial.number)
+        assert trial.cost["trained_samples"] == 1000 * config.rungs.epochs[len(trial.rungs) - 1]
+        assert [r.promoted for r in trial.rungs] == [True] * (len(trial.rungs) - 1) + [False]
+
+
+def test_optuna_is_told_once_with_values_only_at_the_top(runner, make_config):
+    record = runner.run(make_config())
+    for trial, told in zip(record.trials, runner.storage.get_all_trials(0), strict=True):
+        assert told.state.name == {"done": "COMPLETE", "stopped": "PRUNED"}[trial.state]
+        assert told.values == ([trial.value("accuracy"), trial.value("flops")] if trial.state == "done" else None)
+
+
+def test_baselines_are_points_that_the_sampler_learns_from(runner, make_config):
+    record = runner.run(make_config())
+    assert record.trials[0].params["allocation"] == "uniform"
+    assert record.trials[0].params["target"] == "flops=0.5"
+    assert record.trials[2].params["criterion"] == "taylor_2019"
+
+
+def test_failing_trials_do_not_stop_the_study(runner, make_config):
+    worker = FakeWorker(fail={0: "loss", 3: "memory", 5: "error", 6: "loss"})
+    record = runner.run(make_config(), worker)
+    failed = {t.number: t.error_kind for t in record.trials if t.state == "failed"}
+    assert failed == {0: "LossNotFinite", 3: "OutOfMemory", 5: "TrialFailed", 6: "LossNotFinite"}
+    assert record.trials[0].error == "the loss became NaN"
+    assert len(record.trials) == 10
+    assert [e.trial for e in runner.of(events.TrialFailed)] == [0, 3, 5, 6]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "flops_fraction"])
+def test_nan_is_never_told(runner, make_config, metric):
+    class Nan:
+        def run(self, job):
+            return JobResult(metrics=fake_metrics(job) | ({metric: math.nan} if job.trial == 1 else {}))
+
+    record = runner.run(make_config(budget__trials=3), Nan)
+    assert record.trials[1].error_kind == "LossNotFinite"
+    assert {t.state for t in record.trials} == {"done", "failed"}
+
+
+def test_a_lost_job_is_tried_again_then_fails(runner, make_config):
+    config = make_config(executor__max_failures=1)
+    controller = runner.controller(config)
+    lost = JobFailure(kind="WorkerDied", message="killed", lost=True)
+    first = controller.next_job()
+    controller.tell(first, lost)
+    again = controller.next_job()
+    assert (again.key, again.attempt, again.seed) == (first.key, 1, first.seed)
+    controller.tell(again, lost)
+    assert [type(e).__name__ for e in runner.events[-2:]] == ["JobRetried", "TrialFailed"]
+    assert controller.next_job().trial == first.trial + 1
+
+
+def test_other_failures_are_not_tried_again(runner, make_config):
+    controller = runner.controller(make_config())
+    first = controller.next_job()
+    controller.tell(first, JobFailure(kind="OutOfMemory", message="too big"))
+    assert controller.next_job().trial != first.trial
+
+
+def test_a_job_is_recorded_once(runner, make_config):
+    controller = runner.controller(make_config())
+    job = controller.next_job()
+    result = run_job(FakeWorker(), job)
+    controller.tell(job, result)
+    controller.tell(job, result)
+    assert len(runner.of(events.RungDone)) == 1
+
+
+def test_parallel_workers_wait_only_at_the_end(runner, make_config):
+    controller = runner.controller(make_config(budget__trials=1))
+    job = controller.next_job()
+    assert isinstance(controller.next_job(), Wait)
+    for _ in range(3):
+        controller.tell(job, run_job(FakeWorker(), job))
+        job = controller.next_job()
+    assert isinstance(job, Done)
+
+
+def test_time_ends_a_study_and_leaves_nothing_running(runner, make_config):
+    times = iter(range(10_000))
+    record = runner.run(make_config(budget__time=40, budget__trials=1000), clock=lambda: float(next(times)))
+    assert 4 < len(record.trials) < 40
+    assert {t.state for t in record.trials} <= {"done", "stopped"}
+    more = runner.run(make_config(budget__time=40, budget__trials=1000), clock=lambda: 0.0)
+    assert len(more.trials) == len(record.trials), "the time that was used up stays used up"
+
+
+def test_duplicates_are_dropped_until_the_space_is_used_up(runner, make_config):
+    space = {"criterion": {"choose": ["l1_norm", "l2_norm"]}, "recovery": ["bn_reestimation"]}
+    record = runner.run(make_config(search_space=space, baselines=[], budget__trials=8, sampler__name="random"))
+    recipes = [json.dumps(t.recipe, sort_keys=True) for t in record.trials]
+    assert len(recipes) == 8
+    assert len(set(recipes)) == 4, "two criteria at two targets"
+
+
+def test_front_and_baselines_are_tested_once(runner, make_config):
+    record = runner.run(make_config(), test=True)
+    tested = [t for t in record.trials if t.test]
+    assert {t.number for t in tested} >= {0, 1, 2, 3}
+    assert all(t.state == "done" for t in tested)
+    again = len(runner.of(events.Tested))
+    assert again == len(tested)
+    runner.run(make_config(), test=True)
+    assert len(runner.of(events.Tested)) == again
+
+
+def test_without_a_test_split_nothing_is_tested(runner, make_config):
+    assert not any(t.test for t in runner.run(make_config()).trials)
+
+
+def test_a_budget_below_the_baselines_is_said(runner, make_config):
+    record = runner.run(make_config(budget__trials=2))
+    assert len(record.trials) == 2
+    assert "less than the 4 baselines" in runner.of(events.Warned)[0].message
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "gp", "random"])
+def test_every_sampler_runs_a_study(runner, make_config, name):
+    objectives = ["accuracy", "flops", "params"]
+    config = make_config(sampler__name=name, sampler__startup=5, objectives=objectives, budget__trials=7)
+    record = runner.run(config)
+    assert len(record.trials) == 7
+
+
+def test_a_space_that_fails_costs_trials_not_the_study(runner, make_config):
+    record = runner.run(make_config(search_space="builtins:repr", budget__trials=7))
+    assert [t.state for t in record.trials[4:]] == ["failed"] * 3
+    assert "must return a Recipe" in record.trials[5].error
+
+
+def outcome(record):
+    return [
+        (t.number, t.state, t.baseline, t.target_label, t.recipe, t.seed, [dict(r.metrics) for r in t.rungs])
+        for t in record.trials
+    ]
+
+
+def test_same_seed_same_study(runner, tmp_path, make_config):
+    other = type(runner)(tmp_path)
+    assert outcome(runner.run(make_config(seed=5))) == outcome(other.run(make_config(seed=5)))
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("jobs", [1, 2, 5, 12, 17])
+def test_resuming_repeats_and_loses_nothing(runner, make_config, jobs, told):
+    config, worker = make_config(), FakeWorker(folder=runner.folder)
+    with pytest.raises(Stops):
+        runner.run(config, worker, StopsAfter(jobs, told))
+    before = runner.read(config)
+    record = runner.run(config, worker)
+    assert len(record.trials) == 10
+    assert {t.state for t in record.trials} <= {"done", "stopped"}
+    for old, new in zip(before.trials, record.trials, strict=False):
+        assert (old.recipe, old.seed, old.target) == (new.recipe, new.seed, new.target)
+        assert new.rungs[: len(old.rungs)] == old.rungs
+    runs = Counter((e["trial"], e["rung"]) for e in lines(runner.folder / "jobs.jsonl"))
+    assert sum(count - 1 for count in runs.values()) == (0 if told else 1)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class _Down:
+    """Wraps a storage that goes down at its n-th write."""
+
+    def __init__(self, storage, writes):
+        self._storage, self._left = storage, writes
+
+    def __getattr__(self, name):
+        found = getattr(self._storage, name)
+        if not name.startswith(("set_", "create_new_trial")):
+            return found
+
+        def write(*args, **kwargs):
+            self._left -= 1
+            if self._left < 0:
+                raise Stops
+            return found(*args, **kwargs)
+
+        return write
+
+
+@pytest.mark.parametrize("writes", range(2, 19))
+def test_resuming_after_a_death_at_any_write(runner, make_config, writes):
+    config = make_config(budget__trials=5, targets=[0.5])
+
+    def run(storage):
+        controller = runner.controller(config, storage)
+        while isinstance(job := controller.next_job(), Job):
+            controller.tell(job, run_job(FakeWorker(), job))
+
+    with pytest.raises(Stops):
+        run(_Down(runner.storage, writes))
+    run(runner.storage)
+    trials = runner.read(config).trials
+    assert {t.state for t in trials} <= {"done", "stopped"}
+    assert len(trials) == 5
+    assert [t.baseline for t in trials[:2]] == ["uniform_l1", "global_taylor"]
+    assert all(t.state.is_finished() for t in runner.storage.get_all_trials(0))

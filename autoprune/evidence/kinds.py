@@ -24,6 +24,7 @@ class Evidence(StrEnum):
     GATE_GRADIENTS = "gate_gradients"
     INPUT_MOMENTS = "input_moments"
     READINGS = "readings"
+    HESSIAN_TRACES = "hessian_traces"
     GATE_CURVATURE = "gate_curvature"
     EXAMPLE_GATE_GRADIENTS = "example_gate_gradients"
 

@@ -20,6 +20,7 @@ from autoprune.errors import NotApplicable
 from autoprune.evidence.example_gate_gradients import example_gate_gradients
 from autoprune.evidence.gate_curvature import gate_curvature
 from autoprune.evidence.gate_gradients import gate_gradients
+from autoprune.evidence.hessian_traces import hessian_traces
 from autoprune.evidence.input_moments import input_moments
 from autoprune.evidence.kinds import Evidence, Gathered, Source
 from autoprune.evidence.readings import Reading, readings, readings_of
@@ -107,6 +108,11 @@ class ModelEvidence:
             return None
         return found[f"{layer}.mean"], found[f"{layer}.second"]
 
+    def hessian_trace(self, place: Place) -> Tensor:
+        """Return (C,): the trace of the loss's Hessian in the weights of each unit at a place that produces it."""
+        rows = self.gather(Evidence.HESSIAN_TRACES)[place.tensor]
+        return rows[torch.tensor(place.indices, device=rows.device)].sum(dim=1)
+
     def readings(self, group: Group) -> tuple[Reading, ...]:
         """Return what layers read of a group by the batch norms behind it; empty without batch norm."""
         return readings_of(self.gather(Evidence.READINGS), self._structure, group)
@@ -169,6 +175,7 @@ _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] =
     Evidence.EXAMPLE_GATE_GRADIENTS: example_gate_gradients,
     Evidence.GATE_CURVATURE: gate_curvature,
     Evidence.GATE_GRADIENTS: gate_gradients,
+    Evidence.HESSIAN_TRACES: hessian_traces,
     Evidence.INPUT_MOMENTS: input_moments,
     Evidence.READINGS: readings,
 }

@@ -24,6 +24,8 @@ class Evidence(StrEnum):
     GATE_GRADIENTS = "gate_gradients"
     INPUT_MOMENTS = "input_moments"
     READINGS = "readings"
+    UNIT_CURVATURE = "unit_curvature"
+    GAUSS_NEWTON = "gauss_newton"
     HESSIAN_TRACES = "hessian_traces"
     GATE_CURVATURE = "gate_curvature"
     EXAMPLE_GATE_GRADIENTS = "example_gate_gradients"

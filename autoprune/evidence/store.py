@@ -24,6 +24,7 @@ from autoprune.evidence.hessian_traces import hessian_traces
 from autoprune.evidence.input_moments import input_moments
 from autoprune.evidence.kinds import Evidence, Gathered, Source
 from autoprune.evidence.readings import Reading, readings, readings_of
+from autoprune.evidence.unit_curvature import gauss_newton, unit_curvature
 from autoprune.files import replacing
 from autoprune.graph import Group, Place, Role, Structure
 from autoprune.seeds import derive_seed
@@ -113,6 +114,22 @@ class ModelEvidence:
         rows = self.gather(Evidence.HESSIAN_TRACES)[place.tensor]
         return rows[torch.tensor(place.indices, device=rows.device)].sum(dim=1)
 
+    def unit_curvature(self, group: Group, *, norms: bool) -> tuple[Tensor, Tensor]:
+        """Return theta . g and theta . H . (all units' theta), (C,) each, theta the weights that produce a unit.
+
+        norms: whether the scale and shift of norms belong to theta.
+        """
+        gradient_C, product_C = self.gather(Evidence.UNIT_CURVATURE)[f"{group.name}{'+norms' if norms else ''}"]
+        return gradient_C, product_C
+
+    def gauss_newton(self) -> tuple[Tensor, Tensor]:
+        """Return theta_s . g (U,) and theta_s . R . theta_t (U, U) of all units in the structure's order.
+
+        R is the Gauss-Newton Hessian. Raises NotApplicable for too many units.
+        """
+        found = self.gather(Evidence.GAUSS_NEWTON)
+        return found["gradient"], found["matrix"]
+
     def readings(self, group: Group) -> tuple[Reading, ...]:
         """Return what layers read of a group by the batch norms behind it; empty without batch norm."""
         return readings_of(self.gather(Evidence.READINGS), self._structure, group)
@@ -177,5 +194,7 @@ _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] =
     Evidence.GATE_GRADIENTS: gate_gradients,
     Evidence.HESSIAN_TRACES: hessian_traces,
     Evidence.INPUT_MOMENTS: input_moments,
+    Evidence.UNIT_CURVATURE: unit_curvature,
+    Evidence.GAUSS_NEWTON: gauss_newton,
     Evidence.READINGS: readings,
 }

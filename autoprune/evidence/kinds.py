@@ -24,6 +24,7 @@ class Evidence(StrEnum):
     GATE_GRADIENTS = "gate_gradients"
     INPUT_MOMENTS = "input_moments"
     READINGS = "readings"
+    EXEMPLARS = "exemplars"
     UNIT_CURVATURE = "unit_curvature"
     GAUSS_NEWTON = "gauss_newton"
     HESSIAN_TRACES = "hessian_traces"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import NotApplicable
 from autoprune.evidence.example_gate_gradients import example_gate_gradients
+from autoprune.evidence.exemplars import exemplar_betas
 from autoprune.evidence.gate_curvature import gate_curvature
 from autoprune.evidence.gate_gradients import gate_gradients
 from autoprune.evidence.hessian_traces import hessian_traces
@@ -122,6 +123,16 @@ class ModelEvidence:
         gradient_C, product_C = self.gather(Evidence.UNIT_CURVATURE)[f"{group.name}{'+norms' if norms else ''}"]
         return gradient_C, product_C
 
+    def exemplar_betas(self, group: Group) -> Tensor:
+        """Return (C,): the largest beta at which affinity propagation keeps each unit of its group.
+
+        Raises NotApplicable when no weights produce the group.
+        """
+        found = self.gather(Evidence.EXEMPLARS)
+        if group.name not in found:
+            raise NotApplicable(f"group {group.name!r} has no exemplars: no weights produce its units")
+        return found[group.name]
+
     def gauss_newton(self) -> tuple[Tensor, Tensor]:
         """Return theta_s . g (U,) and theta_s . R . theta_t (U, U) of all units in the structure's order.
 
@@ -194,6 +205,7 @@ _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] =
     Evidence.GATE_GRADIENTS: gate_gradients,
     Evidence.HESSIAN_TRACES: hessian_traces,
     Evidence.INPUT_MOMENTS: input_moments,
+    Evidence.EXEMPLARS: exemplar_betas,
     Evidence.UNIT_CURVATURE: unit_curvature,
     Evidence.GAUSS_NEWTON: gauss_newton,
     Evidence.READINGS: readings,

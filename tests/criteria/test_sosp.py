@@ -98,7 +98,7 @@ class Mlp(nn.Module):
 
 
 def dense(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient (16,), Hessian and Gauss-Newton matrix (16, 16) of the first layer's parameters; units' theta (4, 16)."""
+    """Gradient (16,), Hessian and Gauss-Newton matrix (16, 16) of the first layer; units' theta (4, 16)."""
     weight, bias = model.first.weight.detach(), model.first.bias.detach()  # type: ignore[union-attr]
     flat = torch.cat([weight.flatten(), bias])  # type: ignore[list-item]
 

@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from autoprune.errors import NotApplicable
 from autoprune.evidence.activations import Where, activations, maps_of
 from autoprune.evidence.example_gate_gradients import example_gate_gradients
+from autoprune.evidence.exemplars import exemplar_betas
 from autoprune.evidence.gate_curvature import gate_curvature
 from autoprune.evidence.gate_gradients import gate_gradients
+from autoprune.evidence.hessian_traces import hessian_traces
 from autoprune.evidence.input_moments import input_moments
 from autoprune.evidence.kinds import Evidence, Gathered, Source
 from autoprune.evidence.next_layer import next_layer
 from autoprune.evidence.readings import Reading, readings, readings_of
+from autoprune.evidence.unit_curvature import gauss_newton, unit_curvature
 from autoprune.files import replacing
 from autoprune.graph import Group, Place, Role, Structure
 from autoprune.seeds import derive_seed
@@ -107,6 +110,37 @@ class ModelEvidence:
         if f"{layer}.mean" not in found:
             return None
         return found[f"{layer}.mean"], found[f"{layer}.second"]
+
+    def hessian_trace(self, place: Place) -> Tensor:
+        """Return (C,): the trace of the loss's Hessian in the weights of each unit at a place that produces it."""
+        rows = self.gather(Evidence.HESSIAN_TRACES)[place.tensor]
+        return rows[torch.tensor(place.indices, device=rows.device)].sum(dim=1)
+
+    def unit_curvature(self, group: Group, *, norms: bool) -> tuple[Tensor, Tensor]:
+        """Return theta . g and theta . H . (all units' theta), (C,) each, theta the weights that produce a unit.
+
+        norms: whether the scale and shift of norms belong to theta.
+        """
+        gradient_C, product_C = self.gather(Evidence.UNIT_CURVATURE)[f"{group.name}{'+norms' if norms else ''}"]
+        return gradient_C, product_C
+
+    def exemplar_betas(self, group: Group) -> Tensor:
+        """Return (C,): the largest beta at which affinity propagation keeps each unit of its group.
+
+        Raises NotApplicable when no weights produce the group.
+        """
+        found = self.gather(Evidence.EXEMPLARS)
+        if group.name not in found:
+            raise NotApplicable(f"group {group.name!r} has no exemplars: no weights produce its units")
+        return found[group.name]
+
+    def gauss_newton(self) -> tuple[Tensor, Tensor]:
+        """Return theta_s . g (U,) and theta_s . R . theta_t (U, U) of all units in the structure's order.
+
+        R is the Gauss-Newton Hessian. Raises NotApplicable for too many units.
+        """
+        found = self.gather(Evidence.GAUSS_NEWTON)
+        return found["gradient"], found["matrix"]
 
     def readings(self, group: Group) -> tuple[Reading, ...]:
         """Return what layers read of a group by the batch norms behind it; empty without batch norm."""
@@ -194,7 +228,11 @@ _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] =
     Evidence.EXAMPLE_GATE_GRADIENTS: example_gate_gradients,
     Evidence.GATE_CURVATURE: gate_curvature,
     Evidence.GATE_GRADIENTS: gate_gradients,
+    Evidence.HESSIAN_TRACES: hessian_traces,
     Evidence.INPUT_MOMENTS: input_moments,
+    Evidence.EXEMPLARS: exemplar_betas,
+    Evidence.UNIT_CURVATURE: unit_curvature,
+    Evidence.GAUSS_NEWTON: gauss_newton,
     Evidence.READINGS: readings,
     Evidence.ACTIVATIONS: activations,
     Evidence.NEXT_LAYER: next_layer,

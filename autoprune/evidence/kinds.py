@@ -25,6 +25,7 @@ class Evidence(StrEnum):
     INPUT_MOMENTS = "input_moments"
     ACTIVATIONS = "activations"
     NEXT_LAYER = "next_layer"
+    FINAL_RESPONSES = "final_responses"
 
 
 @dataclass(frozen=True, kw_only=True)

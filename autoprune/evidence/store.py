@@ -22,6 +22,7 @@ from autoprune.evidence.gate_gradients import gate_gradients
 from autoprune.evidence.input_moments import input_moments
 from autoprune.evidence.kinds import Evidence, Gathered, Source
 from autoprune.evidence.next_layer import next_layer
+from autoprune.evidence.propagation import FinalScores, Sweep, final_responses, propagate, units_of
 from autoprune.files import replacing
 from autoprune.graph import Group, Place, Role, Structure
 from autoprune.seeds import derive_seed
@@ -53,6 +54,7 @@ class ModelEvidence:
         self._tensors = _named_tensors(model)
         self._gathered: dict[Evidence, Gathered] = {}
         self._remembered: dict[str, Tensor] = {}
+        self._propagated: dict[str, Mapping[str, Tensor]] = {}
 
     def with_seed(self, seed: int) -> ModelEvidence:
         """Return the same evidence for another trial; what was gathered is shared."""
@@ -103,6 +105,21 @@ class ModelEvidence:
         gathered = self.gather(Evidence.NEXT_LAYER)
         weights = dict.fromkeys(p.tensor for p in group.places_with(Role.INPUT))
         return {w: gathered[f"{group.name}|{w}"] for w in weights if f"{group.name}|{w}" in gathered}
+
+    def final_responses(self, weight: str) -> Tensor:
+        """Return (N, D): what the last layer with this weight reads, one row per sample, positions averaged."""
+        return self.gather(Evidence.FINAL_RESPONSES)[weight]
+
+    def propagated(self, label: str, final: FinalScores, sweep: Sweep) -> Mapping[str, Tensor]:
+        """Return by group (C,) the importance sent backwards from the final responses; `label` names the choices.
+
+        Raises NotApplicable for an operator that no score can pass.
+        """
+        if label not in self._propagated:
+            inputs, _ = next(self._source.draw())
+            found = propagate(self._model, self._structure, inputs, final, sweep)
+            self._propagated[label] = {name: units_of(scores) for name, scores in found.items() if scores}
+        return self._propagated[label]
 
     def remember(self, label: str, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` found the first time that it was asked for under this label: for costly scores."""
@@ -169,4 +186,5 @@ _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] =
     Evidence.INPUT_MOMENTS: input_moments,
     Evidence.ACTIVATIONS: activations,
     Evidence.NEXT_LAYER: next_layer,
+    Evidence.FINAL_RESPONSES: final_responses,
 }

@@ -2,6 +2,7 @@
 
 from autoprune.evidence.kinds import Evidence, Source
 from autoprune.evidence.producers import mean_over_producers
+from autoprune.evidence.propagation import Sweep
 from autoprune.evidence.store import ModelEvidence
 
-__all__ = ["Evidence", "ModelEvidence", "Source", "mean_over_producers"]
+__all__ = ["Evidence", "ModelEvidence", "Source", "Sweep", "mean_over_producers"]

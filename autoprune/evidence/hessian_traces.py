@@ -35,9 +35,7 @@ def hessian_traces(model: nn.Module, structure: Structure, source: Source) -> Ga
 
     def signs(number: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(BATCH_ORDER_SEED, "probe", number))
-        return {
-            name: (torch.randint(0, 2, w.shape, generator=generator) * 2 - 1).to(w) for name, w in weights.items()
-        }
+        return {name: (torch.randint(0, 2, w.shape, generator=generator) * 2 - 1).to(w) for name, w in weights.items()}
 
     def loss(inputs: Any, targets: Any) -> Tensor:
         return source.task.loss(forward(probe, inputs), targets)

@@ -32,6 +32,7 @@ class Evidence(StrEnum):
     EXAMPLE_GATE_GRADIENTS = "example_gate_gradients"
     ACTIVATIONS = "activations"
     NEXT_LAYER = "next_layer"
+    FINAL_RESPONSES = "final_responses"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from autoprune.evidence.hessian_traces import hessian_traces
 from autoprune.evidence.input_moments import input_moments
 from autoprune.evidence.kinds import Evidence, Gathered, Source
 from autoprune.evidence.next_layer import next_layer
+from autoprune.evidence.propagation import FinalScores, Sweep, final_responses, propagate, units_of
 from autoprune.evidence.readings import Reading, readings, readings_of
 from autoprune.evidence.unit_curvature import gauss_newton, unit_curvature
 from autoprune.files import replacing
@@ -59,6 +60,7 @@ class ModelEvidence:
         self._tensors = _named_tensors(model)
         self._gathered: dict[Evidence, Gathered] = {}
         self._remembered: dict[str, Tensor] = {}
+        self._propagated: dict[str, Mapping[str, Tensor]] = {}
 
     @property
     def structure(self) -> Structure:
@@ -166,6 +168,21 @@ class ModelEvidence:
         weights = dict.fromkeys(p.tensor for p in group.places_with(Role.INPUT))
         return {w: gathered[f"{group.name}|{w}"] for w in weights if f"{group.name}|{w}" in gathered}
 
+    def final_responses(self, weight: str) -> Tensor:
+        """Return (N, D): what the last layer with this weight reads, one row per sample, positions averaged."""
+        return self.gather(Evidence.FINAL_RESPONSES)[weight]
+
+    def propagated(self, label: str, final: FinalScores, sweep: Sweep) -> Mapping[str, Tensor]:
+        """Return by group (C,) the importance sent backwards from the final responses; `label` names the choices.
+
+        Raises NotApplicable for an operator that no score can pass.
+        """
+        if label not in self._propagated:
+            inputs, _ = next(self._source.draw())
+            found = propagate(self._model, self._structure, inputs, final, sweep)
+            self._propagated[label] = {name: units_of(scores) for name, scores in found.items() if scores}
+        return self._propagated[label]
+
     def remember(self, label: str, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` found the first time that it was asked for under this label: for costly scores."""
         if label not in self._remembered:
@@ -236,4 +253,5 @@ _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] =
     Evidence.READINGS: readings,
     Evidence.ACTIVATIONS: activations,
     Evidence.NEXT_LAYER: next_layer,
+    Evidence.FINAL_RESPONSES: final_responses,
 }

@@ -65,9 +65,7 @@ def test_same_seed_same_score_and_the_model_is_untouched(
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in DRAWN])
-def test_permuted_units_permute_the_scores(
-    name: str, digits_bench: Bench, evidence_for: MakeEvidence
-) -> None:
+def test_permuted_units_permute_the_scores(name: str, digits_bench: Bench, evidence_for: MakeEvidence) -> None:
     structure = digits_bench.base.structure
     model = copy.deepcopy(digits_bench.model)
     group = max(structure.groups, key=lambda g: len(g.places))

@@ -73,9 +73,7 @@ def test_curvature_beats_magnitude() -> None:
         return 0.5 * (x @ weight.T @ u - y).square().mean()
 
     def traces(probes: list[dict[str, Tensor]]) -> Tensor:
-        return row_traces(
-            {"w": weight}, {"w": 0}, loss, [(inputs, targets)], lambda i: probes[i], len(probes)
-        )["w"]
+        return row_traces({"w": weight}, {"w": 0}, loss, [(inputs, targets)], lambda i: probes[i], len(probes))["w"]
 
     patterns = all_signs({"w": weight})
     assert len(patterns) == 64

@@ -26,9 +26,7 @@ def evidence_of(
 ) -> ModelEvidence:
     split = TensorSplit(inputs, targets)
     data = Data(split, split, None, "tiny", None, "tiny")
-    source = Source(
-        data=data, task=task or build_task(), batches=batches, batch_size=size, device=torch.device("cpu")
-    )
+    source = Source(data=data, task=task or build_task(), batches=batches, batch_size=size, device=torch.device("cpu"))
     return ModelEvidence(model, trace(model.eval(), inputs[:2]), source, seed=0)
 
 

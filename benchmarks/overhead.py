@@ -33,6 +33,12 @@ STUDY = {
     "data": {"name": "overhead:images"},
     "targets": [0.5, 0.3],
     "baselines": ["uniform_l1"],
+    # one-shot recipes with cheap scores: what trains between cuts or gathers evidence is work, not overhead
+    "search_space": {
+        "criterion": {"choose": ["l1_norm", "bn_scale"]},
+        "allocation": {"choose": ["uniform", "global"]},
+        "recovery": [{"name": "bn_reestimation", "samples": {"low": 512, "high": 2048}}, "finetune"],
+    },
     "rungs": {"epochs": [0]},
     "executor": {"name": "local", "workers": 1, "threads": 1},
 }

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 
-from autoprune.data.split import isolated_random_state
 from autoprune.errors import LossNotFinite
+from autoprune.evidence.derivatives import differentiable
 from autoprune.evidence.gates import GatedModel
-from autoprune.evidence.kinds import BATCH_ORDER_SEED, Gathered, Source
+from autoprune.evidence.kinds import Gathered, Source
 from autoprune.graph import Role, Structure
 
 
@@ -26,7 +26,7 @@ def example_gate_gradients(model: nn.Module, structure: Structure, source: Sourc
         found: Tensor = grad(lambda gates_U: source.task.loss(gated(gates_U, inputs), targets))(gated.ones())
         return found
 
-    with isolated_random_state(BATCH_ORDER_SEED):
+    with differentiable():
         gradient_NU = torch.cat([gated.per_sample(of_one, *batch) for batch in source.draw()]).detach()
     if not bool(torch.isfinite(gradient_NU).all()):
         raise LossNotFinite("the gradient of the base model's loss on a training sample is not finite")

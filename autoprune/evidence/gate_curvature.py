@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from autoprune.data.split import isolated_random_state
 from autoprune.errors import LossNotFinite
+from autoprune.evidence.derivatives import differentiable
 from autoprune.evidence.gates import GatedModel
-from autoprune.evidence.kinds import BATCH_ORDER_SEED, Gathered, Source
+from autoprune.evidence.kinds import Gathered, Source
 from autoprune.graph import Role, Structure
 from autoprune.tasks import Task
 
@@ -24,8 +23,7 @@ def gate_curvature(model: nn.Module, structure: Structure, source: Source) -> Ga
     """Gather dL/dg and d2L/dg2 (2, B, C) of every group, the gates where units are read, in training mode."""
     gated = GatedModel(model, structure, source.device, Role.INPUT).train()
     rows: list[Tensor] = []
-    # Only the plain attention kernel can be differentiated twice.
-    with isolated_random_state(BATCH_ORDER_SEED), sdpa_kernel(SDPBackend.MATH):
+    with differentiable():
         for inputs, targets in itertools.islice(source.draw(), BATCHES):
             rows.append(_one_batch(gated, source.task, inputs, targets))
     found_2BU = torch.stack(rows, dim=1)

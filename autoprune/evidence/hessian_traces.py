@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from autoprune.data.split import isolated_random_state
 from autoprune.errors import LossNotFinite
+from autoprune.evidence.derivatives import differentiable
 from autoprune.evidence.kinds import BATCH_ORDER_SEED, Gathered, Source
 from autoprune.graph import Role, Structure
 from autoprune.seeds import derive_seed
@@ -40,8 +39,7 @@ def hessian_traces(model: nn.Module, structure: Structure, source: Source) -> Ga
     def loss(inputs: Any, targets: Any) -> Tensor:
         return source.task.loss(forward(probe, inputs), targets)
 
-    # Only the plain attention kernel can be differentiated twice.
-    with isolated_random_state(BATCH_ORDER_SEED), sdpa_kernel(SDPBackend.MATH):
+    with differentiable():
         return row_traces(weights, axes, loss, source.draw(), signs, PROBES)
 
 

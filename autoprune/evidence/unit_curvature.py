@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import grad, jacrev
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from autoprune.data.split import isolated_random_state
 from autoprune.errors import LossNotFinite, NotApplicable
+from autoprune.evidence.derivatives import differentiable
 from autoprune.evidence.gates import GatedModel
-from autoprune.evidence.kinds import BATCH_ORDER_SEED, Gathered, Source
+from autoprune.evidence.kinds import Gathered, Source
 from autoprune.graph import Role, Structure
 from autoprune.tasks import Task, batch_length, logits_of
 
@@ -38,7 +37,7 @@ def unit_curvature(model: nn.Module, structure: Structure, source: Source) -> Ga
     found: dict[str, Tensor] = {}
     for suffix, roles in (("", PRODUCERS), ("+norms", PRODUCERS + NORMS)):
         gated = GatedModel(model, structure, source.device, *roles)
-        with isolated_random_state(BATCH_ORDER_SEED):
+        with differentiable():
             both_2U = all_units_product(gated, source.task, source.draw())
         found |= {f"{name}{suffix}": part.contiguous() for name, part in gated.by_group(both_2U).items()}
     return found
@@ -47,18 +46,16 @@ def unit_curvature(model: nn.Module, structure: Structure, source: Source) -> Ga
 def all_units_product(gated: GatedModel, task: Task, batches: Iterable[Any]) -> Tensor:
     """Return gradient and Hessian times ones by the gates, (2, U): two gradients a batch for any number of units."""
     total_2U, samples = torch.stack([torch.zeros_like(gated.ones())] * 2), 0
-    # Only the plain attention kernel can be differentiated twice.
-    with sdpa_kernel(SDPBackend.MATH):
-        for inputs, targets in batches:
-            size = batch_length(targets)
-            gates_U = gated.ones().requires_grad_()
-            loss = task.loss(gated(gates_U, inputs), targets)
-            (gradient_U,) = torch.autograd.grad(loss, gates_U, create_graph=True)
-            product_U = torch.zeros_like(gates_U)
-            if gradient_U.requires_grad:
-                (product_U,) = torch.autograd.grad(gradient_U, gates_U, grad_outputs=torch.ones_like(gates_U))
-            total_2U = total_2U + size * torch.stack([gradient_U.detach(), product_U])
-            samples += size
+    for inputs, targets in batches:
+        size = batch_length(targets)
+        gates_U = gated.ones().requires_grad_()
+        loss = task.loss(gated(gates_U, inputs), targets)
+        (gradient_U,) = torch.autograd.grad(loss, gates_U, create_graph=True)
+        product_U = torch.zeros_like(gates_U)
+        if gradient_U.requires_grad:
+            (product_U,) = torch.autograd.grad(gradient_U, gates_U, grad_outputs=torch.ones_like(gates_U))
+        total_2U = total_2U + size * torch.stack([gradient_U.detach(), product_U])
+        samples += size
     return _finite(total_2U / samples)
 
 
@@ -72,7 +69,7 @@ def gauss_newton(model: nn.Module, structure: Structure, source: Source) -> Gath
         raise NotApplicable(f"the Gauss-Newton matrix of {units} units is too large; at most {MOST_UNITS}")
     gated = GatedModel(model, structure, source.device, *PRODUCERS)
     batches = itertools.islice(source.draw(), max(1, SAMPLES // source.batch_size))
-    with isolated_random_state(BATCH_ORDER_SEED), sdpa_kernel(SDPBackend.MATH):
+    with differentiable():
         gradient_U, matrix_UU = gauss_newton_of(gated, source.task, batches)
     return {"gradient": _finite(gradient_U), "matrix": _finite(matrix_UU)}
 

@@ -33,6 +33,7 @@ class Evidence(StrEnum):
     ACTIVATIONS = "activations"
     NEXT_LAYER = "next_layer"
     FINAL_RESPONSES = "final_responses"
+    FILTER_GRADIENTS = "filter_gradients"
 
 
 @dataclass(frozen=True, kw_only=True)

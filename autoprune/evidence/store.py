@@ -20,6 +20,7 @@ from autoprune.errors import NotApplicable
 from autoprune.evidence.activations import Where, activations, maps_of
 from autoprune.evidence.example_gate_gradients import example_gate_gradients
 from autoprune.evidence.exemplars import exemplar_betas
+from autoprune.evidence.filter_gradients import filter_gradients
 from autoprune.evidence.gate_curvature import gate_curvature
 from autoprune.evidence.gate_gradients import gate_gradients
 from autoprune.evidence.hessian_traces import hessian_traces
@@ -172,6 +173,24 @@ class ModelEvidence:
         """Return (N, D): what the last layer with this weight reads, one row per sample, positions averaged."""
         return self.gather(Evidence.FINAL_RESPONSES)[weight]
 
+    def filter_gradients(self, group: Group) -> Tensor:
+        """Return K (C, C), the second moments of the units' weight gradients over samples.
+
+        Raises NotApplicable for a group with a producer that it is not gathered for.
+        """
+        gathered = self.gather(Evidence.FILTER_GRADIENTS)
+        if group.name not in gathered:
+            raise NotApplicable(
+                f"group {group.name!r} has no gradients by sample: they need linear layers and one- or two-dimensional "
+                "convolutions as producers"
+            )
+        return gathered[group.name]
+
+    @property
+    def samples(self) -> int:
+        """Training samples that evidence is taken from."""
+        return self._source.samples
+
     def propagated(self, label: str, final: FinalScores, sweep: Sweep) -> Mapping[str, Tensor]:
         """Return by group (C,) the importance sent backwards from the final responses; `label` names the choices.
 
@@ -254,4 +273,5 @@ _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] =
     Evidence.ACTIVATIONS: activations,
     Evidence.NEXT_LAYER: next_layer,
     Evidence.FINAL_RESPONSES: final_responses,
+    Evidence.FILTER_GRADIENTS: filter_gradients,
 }

@@ -97,3 +97,10 @@ def test_channels_without_any_variance_leave_the_weights_as_they_are(make_cut: M
     Compensation().recover(cut, context, 0.0)
     assert torch.equal(cut[2].weight, model[2].weight[:, kept])  # type: ignore[index]
     assert bool(cut(inputs).isfinite().all())
+
+
+def test_a_fifth_of_the_error_goes_at_least(make_cut: MakeCut) -> None:
+    base, cut, context, inputs = make_cut()
+    before = (cut(inputs) - base(inputs)).square().mean().item()
+    Compensation().recover(cut, context, 0.0)
+    assert (cut(inputs) - base(inputs)).square().mean().item() < 0.8 * before

@@ -36,7 +36,7 @@ def input_moments(model: nn.Module, structure: Structure, source: Source) -> Gat
     """Gather `<layer>.mean` (D,) and `<layer>.second` (D, D) of every layer that `has_moments`, in eval mode."""
     probe = copy.deepcopy(model).to(source.device).eval()
     layers = [layer.name for layer in structure.layers if has_moments(layer)]
-    sums = {name: _Sums() for name in layers if _pads_zeros(probe.get_submodule(name))}
+    sums = {name: _Sums() for name in layers if _has_rows(probe.get_submodule(name))}
     with torch.no_grad(), _hooked(probe, sums):
         for inputs, _ in source.draw():
             forward(probe, inputs)
@@ -48,8 +48,9 @@ def input_moments(model: nn.Module, structure: Structure, source: Source) -> Gat
     return found
 
 
-def _pads_zeros(module: nn.Module) -> bool:
-    return getattr(module, "padding_mode", "zeros") == "zeros"
+def _has_rows(module: nn.Module) -> bool:
+    """Attention modules hold weights of layers, too, but are called with something else."""
+    return isinstance(module, nn.Linear | nn.Conv2d) and getattr(module, "padding_mode", "zeros") == "zeros"
 
 
 @dataclass

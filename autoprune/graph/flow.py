@@ -89,13 +89,14 @@ class Flow:
     def written(self, group: Group) -> tuple[Tap, ...]:
         """Where each producer's units are final: behind its norm, activation and depthwise convolution.
 
-        Stops before anything that joins the producers of a residual stream, or that several operators read.
+        Stops before anything that joins the producers of a residual stream, or that several operators read. Left out
+        are producers of factors that scale the units' maps as a whole (squeeze and excitation).
         """
         found: dict[str, Tap] = {}
         for node, place in self._users(group.places_with(Role.OUTPUT)):
-            tap = Tap(node.name, _channel_axis(node), place.indices)
-            tap = self._forward(node, tap)
-            found[tap.node] = tap
+            end, tap = self._forward(node, Tap(node.name, _channel_axis(node), place.indices))
+            if not _scales_maps(end):
+                found[tap.node] = tap
         return tuple(found.values())
 
     def read(self, group: Group) -> tuple[Tap, ...]:
@@ -124,13 +125,13 @@ class Flow:
             return None
         return self._names.get(self.state_of.get(node.args[1].name, ""))
 
-    def _forward(self, node: Node, tap: Tap) -> Tap:
+    def _forward(self, node: Node, tap: Tap) -> tuple[Node, Tap]:
         while len(node.users) == 1:
             user = next(iter(node.users))
             if user.op != "call_function" or not self._carries(node, user):
                 break
             node, tap = user, Tap(user.name, tap.axis, tap.indices)
-        return tap
+        return node, tap
 
     def _carries(self, node: Node, user: Node) -> bool:
         others = [a for a in user.all_input_nodes if a is not node and self.tensor(a) is None]
@@ -161,6 +162,11 @@ def is_layer(node: Node) -> bool:
     """Say whether a node is a convolution or linear operator."""
     name = operator_name(node)
     return name == "linear" or name.startswith(("conv1d", "conv2d", "conv3d", "conv_transpose"))
+
+
+def _scales_maps(node: Node) -> bool:
+    """Whether all that a result is for is to be multiplied with something larger."""
+    return all(operator_name(u) == "mul" and _shape(u) != _shape(node) for u in node.users)
 
 
 def _is_pointwise(node: Node) -> bool:

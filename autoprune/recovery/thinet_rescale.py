@@ -50,14 +50,16 @@ class ThinetRescale(Recovery):
 
 def _rescale(model: nn.Module, place: Place, gram_CC: Tensor, cut: Cut) -> None:
     stays = np.asarray(cut.selection.kept.get(place.tensor, {}).get(place.axis, ()), dtype=np.int64)
-    kept_S = np.flatnonzero(np.isin(place.indices[:, 0], stays))
+    stays_CM = np.isin(place.indices, stays)  # of a unit some inputs may be gone with units of another group
+    kept_S = np.flatnonzero(stays_CM.any(axis=1))
     if len(kept_S) in (0, len(place.indices)):
         return
     weight = model.get_parameter(place.tensor)
-    now_SM = torch.tensor(np.searchsorted(stays, place.indices[kept_S]), device=weight.device)
     factor_S = factors(gram_CC, torch.tensor(kept_S, device=gram_CC.device)).to(weight.device)
     scale_I = torch.ones(weight.shape[place.axis], dtype=torch.float64, device=weight.device)
-    scale_I[now_SM.flatten()] = factor_S.repeat_interleave(now_SM.shape[1])
+    for unit, factor in zip(kept_S, factor_S, strict=True):
+        now = np.searchsorted(stays, place.indices[unit][stays_CM[unit]])
+        scale_I[torch.tensor(now, device=weight.device)] = factor
     shape = [-1 if axis == place.axis else 1 for axis in range(weight.dim())]
     with torch.no_grad():
         weight.mul_(scale_I.reshape(shape).to(weight.dtype))

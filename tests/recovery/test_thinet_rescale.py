@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autoprune.graph import trace
 from autoprune.recovery.thinet_rescale import ThinetRescale, factors
 
 MakeCut = Callable[..., tuple[nn.Module, nn.Module, Any, Tensor]]
@@ -64,3 +65,31 @@ def test_it_brings_the_next_layer_closer(make_cut: MakeCut) -> None:
     ThinetRescale().recover(cut, context, 0.0)
     assert (cut[:3](inputs) - base[:3](inputs)).square().mean() < before  # type: ignore[index]
     assert torch.equal(cut[2].bias, bias)  # type: ignore[index]
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_dim = 3, 4
+        self.qkv, self.proj, self.head = nn.Linear(6, 36), nn.Linear(12, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        out = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(self.proj(out.transpose(1, 2).reshape(n, t, self.heads * self.head_dim)).mean(1))
+
+
+def test_units_that_share_an_axis_are_scaled_where_they_still_are(make_cut: MakeCut) -> None:
+    model = _Attention().double()
+    inputs = torch.randn(64, 5, 6, dtype=torch.float64)
+    structure = trace(model.eval(), inputs[:2])
+    keep = {g.name: list(range(1, g.size)) for g in structure.groups if g.name.startswith("qkv")}
+    assert sorted(keep) == ["qkv#head", "qkv#head_dim"]
+    _, cut, context, _ = make_cut(model, inputs, keep)
+    before = cut.proj.weight.detach().clone()  # type: ignore[union-attr]
+    ThinetRescale().recover(cut, context, 0.0)
+    factor_HD = (cut.proj.weight / before)[0].reshape(2, 3)  # type: ignore[union-attr]
+    heads, dims = factor_HD[:, :1] / factor_HD[:1, :1], factor_HD[:1]
+    assert torch.allclose(factor_HD, heads * dims)
+    assert not torch.allclose(factor_HD, torch.ones_like(factor_HD), rtol=1e-3)

@@ -9,21 +9,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from autoprune.allocation import AllocationContext
 from autoprune.base import Base
 from autoprune.compressed import Compressed, Factor, factorise
 from autoprune.cost import count_flops, count_params
 from autoprune.data import Data
 from autoprune.errors import BadRecipe, NotApplicable
-from autoprune.evidence import ModelEvidence, Source
+from autoprune.evidence import Evidence, ModelEvidence, Source
 from autoprune.graph import Structure
 from autoprune.normalisation import normalise
+from autoprune.probe import Probe
 from autoprune.recipe import Recipe
 from autoprune.recovery import Cut, Recovery, RecoveryContext, RecoveryCost
 from autoprune.repair import Amounts, Budget, repair
@@ -34,13 +36,17 @@ from autoprune.tasks import Task, evaluate
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything a trial needs besides its recipe; made once per process and shared by its trials."""
+    """Everything a trial needs besides its recipe; made once per process and shared by its trials.
+
+    report: told how many cut models an allocation has measured so far.
+    """
 
     base: Base
     data: Data
     task: Task
     settings: TrialSettings = field(default_factory=TrialSettings)
     evidence_folder: Path | None = None
+    report: Callable[[int], None] | None = None
 
     @functools.cached_property
     def device(self) -> torch.device:
@@ -202,9 +208,12 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     evidence = bench.evidence.with_seed(seed)
     steps = recipe.schedule.steps()
     strength, notes = 0.0, dict[str, str]()
+    probe: Probe | None = None
     for i, step in enumerate(steps):
         scores = _scores(recipe, state.structure, evidence, notes)
-        amounts = _repair(recipe, bench, state.structure, scores, step.progress, strength)
+        probe = probe or _probe(recipe, bench, state, scores, evidence, seed)
+        context = _allocation_context(recipe, bench, state.structure, scores, evidence, probe)
+        amounts = _repair(recipe, bench, context, step.progress, strength)
         strength += amounts.strength
         before, keep = state, _highest(scores, amounts.counts)
         state = state.cut(keep)
@@ -219,6 +228,7 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
         factors = factorise(state.model, recipe.low_rank, amounts.ranks)
         bench.laid_out(state.model)
     cost += _settle(state.model, recipe, bench, seed)
+    cost += _spent_on(probe)
     selection = bench.base.structure.selection(state.kept)
     spent = Cost(
         trained_samples=cost.trained_samples,
@@ -311,32 +321,78 @@ def _checked(score: Tensor, size: int, criterion: str, group: str) -> Tensor:
     return score
 
 
-def _repair(
+def _probe(
+    recipe: Recipe,
+    bench: Bench,
+    state: _State,
+    scores: Mapping[str, Tensor],
+    evidence: ModelEvidence,
+    seed: int,
+) -> Probe | None:
+    """Return what measures cut models for the allocation, if it asks for that."""
+    if Evidence.GROUP_SENSITIVITIES not in recipe.allocation.needs:
+        return None
+    return Probe(
+        model=state.model,
+        structure=state.structure,
+        evidence=evidence,
+        source=bench.source,
+        choose=functools.partial(_highest, scores),
+        corrections=[r for r in recipe.recovery if r.follows_cut],
+        context=lambda cut: dataclasses.replace(bench.recovery_context(seed), cut=cut),
+        batch_size=bench.settings.eval_batch_size,
+        report=bench.report,
+    )
+
+
+def _spent_on(probe: Probe | None) -> Cost:
+    """Return what measurements took that no trial had made before."""
+    if probe is None:
+        return Cost()
+    return Cost(forward_samples=probe.forward_samples, seconds=probe.seconds, forward_seconds=probe.seconds)
+
+
+def _allocation_context(
     recipe: Recipe,
     bench: Bench,
     structure: Structure,
     scores: Mapping[str, Tensor],
-    progress: float,
-    strength_before: float,
+    evidence: ModelEvidence,
+    probe: Probe | None,
+) -> AllocationContext:
+    limits_flops = recipe.target.flops_fraction is not None
+    return AllocationContext(
+        scores=scores,
+        structure=structure,
+        full_sizes={g.name: g.size for g in bench.base.structure.groups},
+        cost=structure.total_flops if limits_flops else structure.total_params,
+        evidence=evidence,
+        measure=probe,
+    )
+
+
+def _repair(
+    recipe: Recipe, bench: Bench, context: AllocationContext, progress: float, strength_before: float
 ) -> Amounts:
     base = bench.base
     return repair(
-        structure,
+        context.structure,
         Budget(flops=base.flops, params=base.params, target=recipe.target.at(progress)),
-        path=recipe.allocation.path(scores, structure) if scores else None,
+        path=recipe.allocation.path(context) if context.scores else None,
         low_rank=recipe.low_rank,
         min_keep_fraction=recipe.min_keep_fraction,
-        full_sizes={g.name: g.size for g in base.structure.groups},
+        full_sizes=context.full_sizes,
         strength_before=strength_before,
     )
 
 
 def _highest(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, list[int]]:
-    """Return the units with the highest scores; of equal ones those with the lower index."""
+    """Return the units with the highest scores of every group counted; of equal ones those with the lower index."""
     keep = {}
     for name, score in scores.items():
-        order = torch.sort(score, descending=True, stable=True).indices
-        keep[name] = sorted(order[: counts[name]].tolist())
+        if name in counts:
+            order = torch.sort(score, descending=True, stable=True).indices
+            keep[name] = sorted(order[: counts[name]].tolist())
     return keep
 
 

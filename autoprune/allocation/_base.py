@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autoprune.errors import BadRecipe
 from autoprune.rooms import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from autoprune.evidence import ModelEvidence
     from autoprune.graph import Structure
+    from autoprune.tasks import Evaluation
 
 Path = Callable[[float], NDArray[np.float64]]
 """Strength (0 and up) to the kept units of every group, (G,), fractional, in the order of `structure.groups`.
@@ -23,6 +27,50 @@ Strength 0 keeps everything; more strength never keeps more. Strength s of a uni
 group; other paths are paced alike, so that channels and ranks can be repaired to a target by one common strength.
 """
 
+Measure = Callable[[Mapping[str, int], int], "Evaluation"]
+"""Kept units by group (the others whole) and a number of samples, to loss and accuracy on that many training samples.
+
+The uncut model is really cut by the recipe's scores, and corrected as the recipe corrects it, without any training.
+"""
+
+Cost = Callable[[NDArray[np.int64]], float]
+"""Kept units of every group, (G,), to the cost that the target limits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllocationContext:
+    """What an allocation looks at.
+
+    scores: normalised, (C,) by group; groups without scores stay whole. structure: of the model to be cut next.
+    full_sizes: the groups' sizes before the first cut of a schedule. What an allocation does not declare in `needs` may
+    be missing: `evidence` about the model to be cut, and `measure` about the one before the first cut.
+    """
+
+    scores: Mapping[str, Tensor]
+    structure: Structure
+    full_sizes: Mapping[str, int]
+    cost: Cost
+    evidence: ModelEvidence | None = None
+    measure: Measure | None = None
+
+    @staticmethod
+    def of(scores: Mapping[str, Tensor], structure: Structure) -> AllocationContext:
+        """Return the context of an uncut model of which nothing but the scores is known; FLOPs are the cost."""
+        sizes = {g.name: g.size for g in structure.groups}
+        return AllocationContext(scores=scores, structure=structure, full_sizes=sizes, cost=structure.total_flops)
+
+    def evidence_for(self, allocation: str) -> ModelEvidence:
+        """Return the evidence. Raises BadRecipe where there is none."""
+        if self.evidence is None:
+            raise BadRecipe(f"allocation {allocation!r} looks at evidence of the model, and was given none")
+        return self.evidence
+
+    def measure_for(self, allocation: str) -> Measure:
+        """Return the way to measure. Raises BadRecipe where there is none."""
+        if self.measure is None:
+            raise BadRecipe(f"allocation {allocation!r} measures cut models, and was given no way to")
+        return self.measure
+
 
 class Allocation(Method):
     """Decides how much goes from each group, up to the one scalar that the repair finds."""
@@ -30,5 +78,5 @@ class Allocation(Method):
     room: ClassVar[str] = "allocation"
 
     @abstractmethod
-    def path(self, scores: Mapping[str, Tensor], structure: Structure) -> Path:
-        """Return the path for these normalised scores. Groups without scores stay whole."""
+    def path(self, context: AllocationContext) -> Path:
+        """Return the path for these scores. Groups without scores stay whole. Raises BadRecipe."""

@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from autoprune.allocation._base import Allocation, Path
+from autoprune.allocation._base import Allocation, AllocationContext, Path
 from autoprune.allocation._ranking import power_path
 from autoprune.fields import hyperparameters, per_item
-from autoprune.graph import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +27,8 @@ class PerGroup(Allocation):
         help="share of a group's units that stays, relative to the other groups",
     )
 
-    def path(self, scores: Mapping[str, Tensor], structure: Structure) -> Path:
+    def path(self, context: AllocationContext) -> Path:
         declared = hyperparameters(self)["keep_fraction"]
-        names = [g.name for g in structure.groups]
+        names = [g.name for g in context.structure.groups]
         wanted = declared.resolve("per_group.keep_fraction", self.keep_fraction, names)  # type: ignore[union-attr]
-        return power_path(structure, {name: wanted[name] for name in scores})
+        return power_path(context.structure, {name: wanted[name] for name in context.scores})

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from autoprune.allocation._base import Allocation, Path
+from autoprune.allocation._base import Allocation, AllocationContext, Path
 from autoprune.allocation._ranking import power_path
-from autoprune.graph import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Allocation):
     """Remove the same share of every group."""
 
-    def path(self, scores: Mapping[str, Tensor], structure: Structure) -> Path:
-        return power_path(structure, dict.fromkeys(scores, 0.5))
+    def path(self, context: AllocationContext) -> Path:
+        return power_path(context.structure, dict.fromkeys(context.scores, 0.5))

@@ -18,7 +18,7 @@ BATCH_ORDER_SEED = 0
 
 
 class Evidence(StrEnum):
-    """Kinds of evidence that a criterion can need."""
+    """Kinds of evidence that a method can need."""
 
     WEIGHTS = "weights"
     GATE_GRADIENTS = "gate_gradients"
@@ -34,6 +34,11 @@ class Evidence(StrEnum):
     NEXT_LAYER = "next_layer"
     FINAL_RESPONSES = "final_responses"
     FILTER_GRADIENTS = "filter_gradients"
+    GROUP_SENSITIVITIES = "group_sensitivities"
+
+
+OF_A_RECIPE = frozenset({Evidence.GROUP_SENSITIVITIES})
+"""Kinds that depend on what a recipe removes and corrects: measured when a trial asks, not gathered beforehand."""
 
 
 @dataclass(frozen=True, kw_only=True)

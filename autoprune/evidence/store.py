@@ -25,7 +25,8 @@ from autoprune.evidence.gate_curvature import gate_curvature
 from autoprune.evidence.gate_gradients import gate_gradients
 from autoprune.evidence.hessian_traces import hessian_traces
 from autoprune.evidence.input_moments import input_moments
-from autoprune.evidence.kinds import Evidence, Gathered, Source
+from autoprune.evidence.cut_losses import CutLosses
+from autoprune.evidence.kinds import OF_A_RECIPE, Evidence, Gathered, Source
 from autoprune.evidence.next_layer import next_layer
 from autoprune.evidence.propagation import FinalScores, Sweep, final_responses, propagate, units_of
 from autoprune.evidence.readings import Reading, readings, readings_of
@@ -62,6 +63,9 @@ class ModelEvidence:
         self._gathered: dict[Evidence, Gathered] = {}
         self._remembered: dict[str, Tensor] = {}
         self._propagated: dict[str, Mapping[str, Tensor]] = {}
+        self.cut_losses = CutLosses(
+            None if cache is None else cache / f"{Evidence.GROUP_SENSITIVITIES}.jsonl", stamp=self._stamp()
+        )
 
     @property
     def structure(self) -> Structure:
@@ -227,8 +231,8 @@ class ModelEvidence:
         return self._gathered[kind]
 
     def prepare(self, kinds: frozenset[Evidence]) -> None:
-        """Gather all that is needed."""
-        for kind in sorted(kinds - {Evidence.WEIGHTS}):
+        """Gather all that is needed, but for what depends on the recipe."""
+        for kind in sorted(kinds - {Evidence.WEIGHTS} - OF_A_RECIPE):
             self.gather(kind)
 
     def _stamp(self) -> str:

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import save_model
 
 from autoprune import machine, rooms, threads
+from autoprune.allocation import AllocationContext
 from autoprune.base import Base, make_base
 from autoprune.cost import latency_ms
 from autoprune.data import Data, build_data
 from autoprune.errors import BadInput, UnreachableTarget
-from autoprune.evidence import Evidence
+from autoprune.evidence import OF_A_RECIPE, Evidence
 from autoprune.files import replacing, write_json, write_text
 from autoprune.lowrank import LowRank
 from autoprune.models import build_model, train_base
@@ -177,7 +178,7 @@ def _try(target: Target, base: Base, low_rank: LowRank | None) -> str | None:
         repair(
             base.structure,
             Budget(flops=base.flops, params=base.params, target=target),
-            path=recipe.allocation.path(ones, base.structure) if ones else None,
+            path=recipe.allocation.path(AllocationContext.of(ones, base.structure)) if ones else None,
             low_rank=low_rank,
             min_keep_fraction=recipe.min_keep_fraction,
         )
@@ -216,7 +217,7 @@ def _gather(config: StudyConfig, space: Space, bench: Bench, listen: events.List
     """Gather, once for all workers, the evidence that any recipe of the study can ask for."""
     needs = {kind for method in space.methods() for kind in rooms.method_class(*method).needs}
     needs |= {kind for baseline in build_baselines(config.baselines) for kind in baseline.recipe.needs}
-    kinds = frozenset(Evidence(kind) for kind in needs) - {Evidence.WEIGHTS}
+    kinds = frozenset(Evidence(kind) for kind in needs) - {Evidence.WEIGHTS} - OF_A_RECIPE
     if kinds:
         listen(events.Preparing(step="evidence", detail=", ".join(sorted(kinds))))
     bench.evidence.prepare(kinds)

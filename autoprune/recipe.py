@@ -7,7 +7,7 @@ of the rooms; unknown keys are errors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -27,6 +27,7 @@ from autoprune.errors import BadRecipe
 from autoprune.lowrank import LowRank
 from autoprune.normalisation import Normalisation
 from autoprune.recovery import Recovery
+from autoprune.regularisers import Regulariser
 from autoprune.schedules import Schedule
 from autoprune.validation import validated
 
@@ -46,6 +47,7 @@ _out = PlainSerializer(_plain, return_type=dict)
 CriterionPart = Annotated[InstanceOf[Criterion], BeforeValidator(_from_room("criteria")), _out]
 AllocationPart = Annotated[InstanceOf[Allocation], BeforeValidator(_from_room("allocation")), _out]
 SchedulePart = Annotated[InstanceOf[Schedule], BeforeValidator(_from_room("schedules")), _out]
+RegulariserPart = Annotated[InstanceOf[Regulariser], BeforeValidator(_from_room("regularisers")), _out]
 LowRankPart = Annotated[InstanceOf[LowRank], BeforeValidator(_from_room("lowrank")), _out]
 RecoveryPart = Annotated[InstanceOf[Recovery], BeforeValidator(_from_room("recovery")), _out]
 
@@ -77,7 +79,7 @@ class Recipe(BaseModel):
     """How to compress: what is scored, how much goes from where, when, and how accuracy is won back.
 
     `criterion: null` cuts no channels (then `low_rank` has to meet the target alone); `low_rank: null` factorises
-    nothing. `min_keep_fraction` is the least share of any group that stays.
+    nothing. `min_keep_fraction` is the least share of any group that stays. `regulariser` trains before every cut.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -88,6 +90,9 @@ class Recipe(BaseModel):
     target: Target = Target()
     min_keep_fraction: float = Field(default=0.05, ge=0, le=1)
     schedule: SchedulePart = Field(default="one_shot", validate_default=True)
+    start: Literal["base", "fresh"] = "base"
+    """The weights that everything begins with: the base model's, or new ones of the same architecture by seed."""
+    regulariser: RegulariserPart | None = None
     low_rank: LowRankPart | None = None
     recovery: tuple[RecoveryPart, ...] = Field(default=("bn_reestimation", "finetune"), validate_default=True)
     epochs: float = Field(default=1.0, ge=0)
@@ -98,6 +103,8 @@ class Recipe(BaseModel):
     def _consistent(self) -> Self:
         if self.criterion is None and self.low_rank is None:
             raise ValueError("nothing to do: criterion and low_rank are both null; set one of them")
+        if self.criterion is None and self.regulariser is not None:
+            raise ValueError("a regulariser prepares a cut of channels; it needs a criterion")
         training = [r.name for r in self.recovery if r.trains]
         if len(training) > 1:
             raise ValueError(f"recovery: only one method may train, got {' and '.join(training)}")
@@ -106,7 +113,14 @@ class Recipe(BaseModel):
     @property
     def needs(self) -> frozenset[str]:
         """Kinds of evidence that its methods look at."""
-        parts = (self.criterion, self.allocation, self.schedule, self.low_rank, *self.recovery)
+        parts = (
+            self.criterion,
+            self.allocation,
+            self.schedule,
+            self.regulariser,
+            self.low_rank,
+            *self.recovery,
+        )
         return frozenset(kind for part in parts if part is not None for kind in part.needs)
 
     @classmethod

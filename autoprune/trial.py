@@ -1,4 +1,4 @@
-"""One trial: score, allocate, repair, cut, factorise, recover, measure.
+"""One trial: regularise, score, allocate, repair, cut, factorise, recover, measure.
 
 `run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one
 rung's training, `measure` follows each.
@@ -6,6 +6,7 @@ rung's training, `measure` follows each.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from autoprune.base import Base
+from autoprune.base import Base, fresh_model
 from autoprune.compressed import Compressed, Factor, factorise
 from autoprune.cost import count_flops, count_params
 from autoprune.data import Data
@@ -26,6 +27,7 @@ from autoprune.graph import Structure
 from autoprune.normalisation import normalise
 from autoprune.recipe import Recipe
 from autoprune.recovery import Cut, Recovery, RecoveryContext, RecoveryCost
+from autoprune.regularisers import RegulariserContext
 from autoprune.repair import Amounts, Budget, repair
 from autoprune.seeds import derive_seed
 from autoprune.settings import TrialSettings
@@ -82,6 +84,10 @@ class Bench:
             fingerprint=self.base.fingerprint,
         )
 
+    def fresh(self, seed: int) -> nn.Module:
+        """Return a model of the base model's architecture with new weights, where trials run, in eval mode."""
+        return self.laid_out(fresh_model(self.base, self.data.num_classes, seed).to(self.device).eval())
+
     def recovery_context(self, seed: int) -> RecoveryContext:
         """Return what recovery methods work with."""
         return RecoveryContext(
@@ -91,6 +97,7 @@ class Bench:
             seed=seed,
             device=self.device,
             mixed_precision=self.settings.mixed_precision,
+            fresh=self.fresh,
         )
 
 
@@ -193,20 +200,24 @@ def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
 def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     """Cut by the recipe's schedule down to its target, factorise, and run the recovery that needs no training.
 
+    A regulariser trains before each cut; scores are then those of the model that it made.
+
     Raises UnreachableTarget when the recipe cannot meet its target, BadRecipe when it suits no group of the model.
     """
     began, cost = time.perf_counter(), Cost()
-    state = _State(
-        bench.model, bench.base.structure, {g.name: list(range(g.size)) for g in bench.base.structure.groups}
-    )
-    evidence = bench.evidence.with_seed(seed)
+    state, evidence = _start(recipe, bench, seed)
     steps = recipe.schedule.steps()
     strength, notes = 0.0, dict[str, str]()
     for i, step in enumerate(steps):
-        scores = _scores(recipe, state.structure, evidence, notes)
-        amounts = _repair(recipe, bench, state.structure, scores, step.progress, strength)
+        choice = _Choice(recipe, bench, state.structure, step.progress, strength, notes)
+        shaped = False
+        if recipe.regulariser is not None:
+            state, shaped, spent = _regularised(recipe, bench, state, choice, derive_seed(seed, "regularise", i))
+            cost += spent
+            evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "shaped", i))
+        amounts, keep = choice.last if shaped else choice.of(evidence)
         strength += amounts.strength
-        before, keep = state, _highest(scores, amounts.counts)
+        before = state
         state = state.cut(keep)
         bench.laid_out(state.model)
         cost += _correct(state.model, recipe, bench, seed, before.structure, evidence, keep)
@@ -270,6 +281,65 @@ def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measu
 def _one_sample(bench: Bench) -> object:
     inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
     return inputs
+
+
+def _start(recipe: Recipe, bench: Bench, seed: int) -> tuple[_State, ModelEvidence]:
+    """Return the model that everything begins with, uncut, and evidence about it."""
+    structure = bench.base.structure
+    units = {g.name: list(range(g.size)) for g in structure.groups}
+    if recipe.start == "base":
+        return _State(bench.model, structure, units), bench.evidence.with_seed(seed)
+    model = bench.fresh(derive_seed(seed, "start"))
+    return _State(model, structure, units), ModelEvidence(model, structure, bench.source, seed=seed)
+
+
+class _Choice:
+    """Which units one cut keeps. `last` is what was chosen last: amounts, and kept units by group."""
+
+    last: tuple[Amounts, dict[str, list[int]]]
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        bench: Bench,
+        structure: Structure,
+        progress: float,
+        strength: float,
+        notes: dict[str, str],
+    ) -> None:
+        self._recipe, self._bench, self._structure = recipe, bench, structure
+        self._progress, self._strength, self._notes = progress, strength, notes
+
+    def of(self, evidence: ModelEvidence) -> tuple[Amounts, dict[str, list[int]]]:
+        scores = _scores(self._recipe, self._structure, evidence, self._notes)
+        amounts = _repair(self._recipe, self._bench, self._structure, scores, self._progress, self._strength)
+        self.last = amounts, _highest(scores, amounts.counts)
+        return self.last
+
+    def of_model(self, model: nn.Module, seed: int) -> dict[str, list[int]]:
+        return self.of(ModelEvidence(model, self._structure, self._bench.source, seed=seed))[1]
+
+
+def _regularised(
+    recipe: Recipe, bench: Bench, state: _State, choice: _Choice, seed: int
+) -> tuple[_State, bool, Cost]:
+    """Return the state with a shaped model, and whether the cut has to take what was chosen on the way."""
+    assert recipe.regulariser is not None
+    began = time.perf_counter()
+    model = copy.deepcopy(state.model) if state.model is bench.model else state.model
+    context = RegulariserContext(
+        structure=state.structure,
+        choose=lambda model: choice.of_model(model, seed),
+        data=bench.data,
+        task=bench.task,
+        seed=seed,
+        device=bench.device,
+        mixed_precision=bench.settings.mixed_precision,
+        first=all(len(state.kept[g.name]) == g.size for g in bench.base.structure.groups),
+    )
+    shaped = recipe.regulariser.shape(model, context)
+    cost = Cost(trained_samples=shaped.trained_samples, seconds=time.perf_counter() - began)
+    return dataclasses.replace(state, model=model), shaped.as_chosen, cost
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -31,7 +32,8 @@ class Cut:
 class RecoveryContext:
     """What a recovery method works with. `teacher` is the base model in eval mode; it must not be changed.
 
-    `cut` is there for methods that say `follows_cut`.
+    `cut` is there for methods that say `follows_cut`. `fresh` makes a model of the base model's architecture with new
+    weights by seed.
     """
 
     data: Data
@@ -41,6 +43,7 @@ class RecoveryContext:
     device: torch.device
     mixed_precision: bool = False
     cut: Cut | None = None
+    fresh: Callable[[int], nn.Module] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

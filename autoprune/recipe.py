@@ -108,6 +108,13 @@ class Recipe(BaseModel):
         training = [r.name for r in self.recovery if r.trains]
         if len(training) > 1:
             raise ValueError(f"recovery: only one method may train, got {' and '.join(training)}")
+        resets = [r.name for r in self.recovery if r.resets]
+        lost = [r.name for r in self.recovery if r.follows_cut]
+        if resets and lost:
+            raise ValueError(f"recovery: {resets[0]} would throw away what {lost[0]} corrects; leave one of them out")
+        repeats = [r.name for r in self.recovery if r.like_base]
+        if repeats and not resets and self.start != "fresh":
+            raise ValueError(f"recovery: {repeats[0]} trains new weights; put reinitialise before it, or start: fresh")
         return self
 
     @property

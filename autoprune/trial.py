@@ -225,6 +225,8 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
             cost += _settle(state.model, recipe, bench, seed)
             cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), step.epochs)
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
+    cost += _run([r for r in recipe.recovery if r.resets], state.model, bench.recovery_context(seed))
+    bench.laid_out(state.model)
     factors: tuple[Factor, ...] = ()
     if recipe.low_rank is not None:
         factors = factorise(state.model, recipe.low_rank, amounts.ranks)
@@ -429,7 +431,7 @@ def _correct(
 
 def _settle(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> Cost:
     """Run the other recovery methods that need no training."""
-    methods = [r for r in recipe.recovery if not r.trains and not r.follows_cut]
+    methods = [r for r in recipe.recovery if not (r.trains or r.follows_cut or r.resets)]
     return _run(methods, model, bench.recovery_context(derive_seed(seed, "settle")))
 
 

@@ -6,8 +6,9 @@ of the rooms; unknown keys are errors.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
 from pydantic import (
@@ -24,11 +25,13 @@ from autoprune import rooms
 from autoprune.allocation import Allocation
 from autoprune.criteria import Criterion
 from autoprune.errors import BadRecipe
+from autoprune.fields import hyperparameters
 from autoprune.lowrank import LowRank
 from autoprune.normalisation import Normalisation
 from autoprune.recovery import Recovery
 from autoprune.regularisers import Regulariser
 from autoprune.schedules import Schedule
+from autoprune.specs import HALF_AND_THREE_QUARTERS, TrainSpec
 from autoprune.validation import validated
 
 
@@ -153,6 +156,26 @@ class Recipe(BaseModel):
     def with_target(self, **fractions: float | None) -> Recipe:
         """Return the recipe with another target."""
         return self.model_copy(update={"target": Target(**fractions)})
+
+    def trained_like(self, base: TrainSpec) -> Recipe:
+        """Return the recipe with a base model's training in the method that repeats it; without one, itself.
+
+        Raises BadRecipe for a training that the method cannot repeat.
+        """
+        if not any(method.like_base for method in self.recovery):
+            return self
+        if base.label_smoothing or (base.schedule == "step" and base.milestones != HALF_AND_THREE_QUARTERS):
+            raise BadRecipe(
+                "the base model was trained with label smoothing or milestones of its own (train_base), which a training "
+                "from scratch cannot repeat yet"
+            )
+        recovery = tuple(_like(method, base) if method.like_base else method for method in self.recovery)
+        return self.model_copy(update={"recovery": recovery, "epochs": base.epochs})
+
+
+def _like(method: Recovery, base: TrainSpec) -> Recovery:
+    known = hyperparameters(method)
+    return dataclasses.replace(cast(Any, method), **{k: v for k, v in base.model_dump().items() if k in known})  # type: ignore[no-any-return]
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:

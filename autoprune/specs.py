@@ -47,6 +47,8 @@ class TaskSpec(Spec):
 
 
 RateSchedule = Literal["cosine", "constant", "step"]
+HALF_AND_THREE_QUARTERS = (0.5, 0.75)
+"""Where the schedule `step` lowers the rate unless it is told otherwise, as parts of the training."""
 
 
 class TrainSpec(Spec):
@@ -60,7 +62,7 @@ class TrainSpec(Spec):
     batch_size: int = Field(default=64, ge=2)
     schedule: RateSchedule = Field(default="cosine", description="step: to a tenth at every milestone")
     milestones: tuple[float, ...] = Field(
-        default=(0.5, 0.75), description="parts of the training, 0 to 1, at which `step` lowers the rate"
+        default=HALF_AND_THREE_QUARTERS, description="parts of the training, 0 to 1, at which `step` lowers the rate"
     )
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="part of the training with a rising rate")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)

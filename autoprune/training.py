@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from autoprune.data.split import Split, training_batches
 from autoprune.errors import LossNotFinite, OutOfMemory
 from autoprune.seeds import derive_seed
-from autoprune.specs import RateSchedule
+from autoprune.specs import HALF_AND_THREE_QUARTERS, RateSchedule
 from autoprune.tasks import Task, batch_length, device_of, forward
 
 ModelLoss = Callable[[nn.Module, Any, Any], Tensor]
 OnStep = Callable[[int, float], None]
 OnGradients = Callable[[], None]
 
-HALF_AND_THREE_QUARTERS = (0.5, 0.75)
-"""Where the schedule `step` lowers the rate unless it is told otherwise, as parts of the training."""
 _STEP_FACTOR = 0.1
 _CHECK_EVERY = 10  # steps between looks at the loss: reading it waits for an accelerator
 _LAST_STEPS = 20  # behind `mean_loss_last`

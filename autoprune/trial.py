@@ -1,4 +1,4 @@
-"""One trial: score, allocate, repair, cut, factorise, recover, measure.
+"""One trial: regularise, score, allocate, repair, cut, factorise, recover, measure.
 
 `run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one
 rung's training, `measure` follows each.
@@ -6,6 +6,7 @@ rung's training, `measure` follows each.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import time
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.allocation import AllocationContext
-from autoprune.base import Base
+from autoprune.base import Base, fresh_model
 from autoprune.compressed import Compressed, Factor, factorise
 from autoprune.cost import count_flops, count_params
 from autoprune.data import Data
@@ -28,7 +29,9 @@ from autoprune.normalisation import normalise
 from autoprune.probe import Probe
 from autoprune.recipe import Recipe
 from autoprune.recovery import Cut, Recovery, RecoveryContext, RecoveryCost
+from autoprune.regularisers import RegulariserContext
 from autoprune.repair import Amounts, Budget, repair
+from autoprune.schedules import Step
 from autoprune.seeds import derive_seed
 from autoprune.settings import TrialSettings
 from autoprune.tasks import Task, evaluate
@@ -88,6 +91,10 @@ class Bench:
             fingerprint=self.base.fingerprint,
         )
 
+    def fresh(self, seed: int) -> nn.Module:
+        """Return a model of the base model's architecture with new weights, where trials run, in eval mode."""
+        return self.laid_out(fresh_model(self.base, self.data.num_classes, seed).to(self.device).eval())
+
     def recovery_context(self, seed: int) -> RecoveryContext:
         """Return what recovery methods work with."""
         return RecoveryContext(
@@ -97,6 +104,7 @@ class Bench:
             seed=seed,
             device=self.device,
             mixed_precision=self.settings.mixed_precision,
+            fresh=self.fresh,
         )
 
 
@@ -199,23 +207,24 @@ def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
 def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     """Cut by the recipe's schedule down to its target, factorise, and run the recovery that needs no training.
 
+    A regulariser trains before each cut; scores are then those of the model that it made.
+
     Raises UnreachableTarget when the recipe cannot meet its target, BadRecipe when it suits no group of the model.
     """
     began, cost = time.perf_counter(), Cost()
-    state = _State(
-        bench.model, bench.base.structure, {g.name: list(range(g.size)) for g in bench.base.structure.groups}
-    )
-    evidence = bench.evidence.with_seed(seed)
+    state, evidence = _start(recipe, bench, seed)
     steps = recipe.schedule.steps()
-    strength, notes = 0.0, dict[str, str]()
-    probe: Probe | None = None
+    notes = dict[str, str]()
+    chooser = _Chooser(recipe, bench, seed, notes)
     for i, step in enumerate(steps):
-        scores = _scores(recipe, state.structure, evidence, notes)
-        probe = probe or _probe(recipe, bench, state, scores, evidence, seed)
-        context = _allocation_context(recipe, bench, state.structure, scores, evidence, probe)
-        amounts = _repair(recipe, bench, context, step.progress, strength)
-        strength += amounts.strength
-        before, keep = state, _highest(scores, amounts.counts)
+        chosen: _Chosen | None = None
+        if recipe.regulariser is not None:
+            state, chosen, spent = _regularised(recipe, bench, state, chooser, step, derive_seed(seed, "regularise", i))
+            cost += spent
+            evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "shaped", i))
+        amounts, keep = chosen or chooser.of(state, evidence, step.progress)
+        chooser.strength += amounts.strength
+        before = state
         state = state.cut(keep)
         bench.laid_out(state.model)
         cost += _correct(state.model, recipe, bench, seed, before.structure, evidence, keep)
@@ -223,12 +232,14 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
             cost += _settle(state.model, recipe, bench, seed)
             cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), step.epochs)
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
+    cost += _run([r for r in recipe.recovery if r.resets], state.model, bench.recovery_context(seed))
+    bench.laid_out(state.model)
     factors: tuple[Factor, ...] = ()
     if recipe.low_rank is not None:
         factors = factorise(state.model, recipe.low_rank, amounts.ranks)
         bench.laid_out(state.model)
     cost += _settle(state.model, recipe, bench, seed)
-    cost += _spent_on(probe)
+    cost += chooser.cost
     selection = bench.base.structure.selection(state.kept)
     spent = Cost(
         trained_samples=cost.trained_samples,
@@ -280,6 +291,93 @@ def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measu
 def _one_sample(bench: Bench) -> object:
     inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
     return inputs
+
+
+def _start(recipe: Recipe, bench: Bench, seed: int) -> tuple[_State, ModelEvidence]:
+    """Return the model that everything begins with, uncut, and evidence about it."""
+    structure = bench.base.structure
+    units = {g.name: list(range(g.size)) for g in structure.groups}
+    if recipe.start == "base":
+        return _State(bench.model, structure, units), bench.evidence.with_seed(seed)
+    model = bench.fresh(derive_seed(seed, "start"))
+    return _State(model, structure, units), ModelEvidence(model, structure, bench.source, seed=seed)
+
+
+_Chosen = tuple[Amounts, dict[str, list[int]]]
+
+
+class _Chooser:
+    """Chooses what each cut of a trial keeps: amounts, and kept units by group.
+
+    `strength` is what the cuts before have spent. What the allocation measures, it measures before the first cut.
+    """
+
+    def __init__(self, recipe: Recipe, bench: Bench, seed: int, notes: dict[str, str]) -> None:
+        self.strength = 0.0
+        self._recipe, self._bench, self._seed, self._notes = recipe, bench, seed, notes
+        self._probe: Probe | None = None
+        self._probes: list[Probe] = []
+
+    @property
+    def cost(self) -> Cost:
+        """What measuring took."""
+        return sum((_spent_on(probe) for probe in self._probes), Cost())
+
+    def of(self, state: _State, evidence: ModelEvidence, progress: float) -> _Chosen:
+        scores = _scores(self._recipe, state.structure, evidence, self._notes)
+        self._probe = self._probe or self._probe_of(state, scores, evidence)
+        return self._repaired(state, scores, evidence, self._probe, progress)
+
+    def ahead(self, state: _State, progress: float, seed: int) -> _Chosen:
+        """Choose for a model that is still to be trained; measurements of it serve this choice only."""
+        evidence = ModelEvidence(state.model, state.structure, self._bench.source, seed=seed)
+        scores = _scores(self._recipe, state.structure, evidence, self._notes)
+        return self._repaired(state, scores, evidence, self._probe_of(state, scores, evidence), progress)
+
+    def _probe_of(self, state: _State, scores: Mapping[str, Tensor], evidence: ModelEvidence) -> Probe | None:
+        probe = _probe(self._recipe, self._bench, state, scores, evidence, self._seed)
+        self._probes += [probe] if probe is not None else []
+        return probe
+
+    def _repaired(
+        self,
+        state: _State,
+        scores: Mapping[str, Tensor],
+        evidence: ModelEvidence,
+        probe: Probe | None,
+        progress: float,
+    ) -> _Chosen:
+        context = _allocation_context(self._recipe, self._bench, state.structure, scores, evidence, probe)
+        amounts = _repair(self._recipe, self._bench, context, progress, self.strength)
+        return amounts, _highest(scores, amounts.counts)
+
+
+def _regularised(
+    recipe: Recipe, bench: Bench, state: _State, chooser: _Chooser, step: Step, seed: int
+) -> tuple[_State, _Chosen | None, Cost]:
+    """Return the state with a shaped model, and what the cut has to keep if that was chosen on the way."""
+    assert recipe.regulariser is not None
+    began = time.perf_counter()
+    model = copy.deepcopy(state.model) if state.model is bench.model else state.model
+    chosen: list[_Chosen] = []
+
+    def choose(model: nn.Module) -> dict[str, list[int]]:
+        chosen.append(chooser.ahead(dataclasses.replace(state, model=model), step.progress, seed))
+        return chosen[-1][1]
+
+    context = RegulariserContext(
+        structure=state.structure,
+        choose=choose,
+        data=bench.data,
+        task=bench.task,
+        seed=seed,
+        device=bench.device,
+        mixed_precision=bench.settings.mixed_precision,
+        first=all(len(state.kept[g.name]) == g.size for g in bench.base.structure.groups),
+    )
+    shaped = recipe.regulariser.shape(model, context)
+    cost = Cost(trained_samples=shaped.trained_samples, seconds=time.perf_counter() - began)
+    return dataclasses.replace(state, model=model), chosen[-1] if shaped.as_chosen else None, cost
 
 
 @dataclass(frozen=True)
@@ -345,10 +443,8 @@ def _probe(
     )
 
 
-def _spent_on(probe: Probe | None) -> Cost:
+def _spent_on(probe: Probe) -> Cost:
     """Return what measurements took that no trial had made before."""
-    if probe is None:
-        return Cost()
     return Cost(forward_samples=probe.forward_samples, seconds=probe.seconds, forward_seconds=probe.seconds)
 
 
@@ -415,7 +511,7 @@ def _correct(
 
 def _settle(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> Cost:
     """Run the other recovery methods that need no training."""
-    methods = [r for r in recipe.recovery if not r.trains and not r.follows_cut]
+    methods = [r for r in recipe.recovery if not (r.trains or r.follows_cut or r.resets)]
     return _run(methods, model, bench.recovery_context(derive_seed(seed, "settle")))
 
 

@@ -11,7 +11,8 @@ from autoprune.cli import common
 
 def methods(
     room: Annotated[
-        str | None, typer.Argument(help="criteria, allocation, schedules, lowrank, recovery or presets")
+        str | None,
+        typer.Argument(help="criteria, allocation, schedules, regularisers, lowrank, recovery or presets"),
     ] = None,
     as_json: common.JsonOption = False,
 ) -> None:

@@ -42,9 +42,10 @@ _ROOM_OF = {
     "criterion": "criteria",
     "allocation": "allocation",
     "schedule": "schedules",
+    "regulariser": "regularisers",
     "low_rank": "lowrank",
 }
-_MAY_BE_NULL = frozenset({"criterion", "low_rank"})
+_MAY_BE_NULL = frozenset({"criterion", "regulariser", "low_rank"})
 _NORMALISATION = Choice(
     default="mean",
     options=get_args(Normalisation),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoprune.graph import surgery, tracer
+from autoprune.graph import failures, preparing, surgery, tracer
 from autoprune.graph.freezing import without
 from autoprune.graph.labels import Why
 from autoprune.graph.parts import FrozenGroup, IntArray
@@ -39,7 +39,7 @@ def verified(structure: Structure, model: nn.Module, inputs: tracer.Inputs, hint
 
     hints: group name -> what is known to be fixed in Python code about it.
     """
-    with torch.random.fork_rng(tracer.devices(model)), torch.no_grad():
+    with torch.random.fork_rng(preparing.devices(model)), torch.no_grad():
         torch.manual_seed(0)
         bench = Bench.build(model, inputs)
         for draw in (_up_to_half, _to_one):
@@ -235,7 +235,7 @@ class _Trial:
                 problem = self._difference(cut, self._run(full))
             return problem or self._cost_problem(saved, keep) or self._training_problem(small)
         except Exception as error:
-            return Why("verification", tracer.failing_module(small, error), tracer.short(error))
+            return Why("verification", failures.failing_module(small, error), failures.short(error))
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         args, kwargs = self.bench.inputs

@@ -94,7 +94,7 @@ def build(traced: Traced, total_flops: float, round_to: int, exclude: Sequence[s
         resized=(),
         flops_fixed=total_flops - counted,
         layers=tuple(_layers(traced)),
-        frozen=(*_frozen(candidates, rel), *_never_read(unread, traced)),
+        frozen=(*_frozen(candidates, rel), *_opaque(rel), *_never_read(unread, traced)),
         unsupported=tuple(rel.unsupported),
         round_to=round_to,
         verified="no",
@@ -175,6 +175,8 @@ def _candidates(traced: Traced, solved: Components) -> list[Candidate]:
     place = np.concatenate([*(index for index, _ in pairs), np.zeros(0, dtype=np.int64)])
     order = np.lexsort((place, axis, root))
     root, axis, place = root[order], axis[order], place[order]
+    if not len(root):
+        return []
     starts = np.flatnonzero(np.diff(root, prepend=-1))
     kinds = _kinds(traced, solved)
     groups: dict[tuple[bytes, int, int, str], list[tuple[int, int]]] = {}
@@ -230,7 +232,7 @@ def _names(candidates: Sequence[Candidate], rel: Relations) -> tuple[str, ...]:
     for candidate in candidates:
         key = _producer(candidate, rel)
         assert key is not None
-        path = _owner(key, rel) + ("" if candidate.kind == "channel" else f"#{candidate.kind}")
+        path = (_owner(key, rel) or key[0]) + ("" if candidate.kind == "channel" else f"#{candidate.kind}")
         seen[path] += 1
         names.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
     return tuple(names)
@@ -280,6 +282,12 @@ def _frozen(candidates: Sequence[Candidate], rel: Relations) -> list[FrozenGroup
         why = candidate.why
         frozen.append(FrozenGroup(_owner(key, rel), len(candidate.members), why.operator, why.module, why.reason))
     return frozen
+
+
+def _opaque(rel: Relations) -> Iterator[FrozenGroup]:
+    """Weights that no rule follows, and layers whose weight is no parameter."""
+    for name, (size, why) in rel.opaque.items():
+        yield FrozenGroup(name, size, why.operator, why.module, why.reason)
 
 
 def _never_read(unread: Sequence[str], traced: Traced) -> list[FrozenGroup]:

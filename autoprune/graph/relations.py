@@ -122,6 +122,7 @@ class Relations:
     kinds: list[tuple[IntArray, str]] = field(default_factory=list)
     rescalings: dict[tuple[str, bytes], Rescaling] = field(default_factory=dict)
     hints: list[tuple[IntArray, Why]] = field(default_factory=list)
+    opaque: dict[str, tuple[int, Why]] = field(default_factory=dict)
     unsupported: dict[str, None] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     counting: bool = True
@@ -134,6 +135,34 @@ class Relations:
         """Lock every axis of a tensor."""
         for axis in value.axes:
             self.labels.lock(axis, why)
+
+    def computed(self, weight: Value, out_axis: int, op: Operation) -> None:
+        """Lock a weight that is no parameter itself, and note the layer as one that nobody can cut."""
+        why = op.why("the weight is computed in the forward pass")
+        self.lock_all(weight, why)
+        self.opaque.setdefault(op.module or op.target, (weight.shape[out_axis], why))
+
+    def unknown(self, op: Operation) -> None:
+        """Lock all that an operator without a rule touches, and note the parameters that it reads itself."""
+        why = op.why("no rule for this operator")
+        for value in op.values():
+            if any(axis is not None for axis in value.axes):
+                self.unsupported.setdefault(op.target)
+            self.lock_all(value, why)
+            if value.source is not None and len(value.shape) > 1 and isinstance(self.parameter(value), nn.Parameter):
+                self.opaque.setdefault(value.source, (value.shape[0], why))
+
+    def weight(self, value: Value, out_axis: int, in_axis: int) -> None:
+        """Note the roles of a parameter that is multiplied with an activation."""
+        if value.source is not None and isinstance(self.parameter(value), nn.Parameter):
+            self.role(value, out_axis, Role.OUTPUT)
+            self.role(value, in_axis, Role.INPUT)
+
+    def parameter(self, value: Value) -> object:
+        """The tensor behind a value that is one of the state."""
+        assert value.source is not None
+        leaf = value.source.rpartition(".")[2]
+        return getattr(self.modules[self.owners[value.source][0]], leaf, None)
 
     def role(self, value: Value | None, axis: int, role: Role) -> None:
         """Note what an axis of a parameter is for. A producer stays one, even if the tensor is also read

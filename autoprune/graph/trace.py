@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.errors import BadInput, TraceFailed
-from autoprune.graph import plan, tracer
+from autoprune.graph import failures, plan, preparing, tracer
 from autoprune.graph import verify as verification
 from autoprune.graph.structure import Structure
 
@@ -30,11 +30,11 @@ def trace(
     Raises TraceFailed, or BadInput for a wrong option. The model is not changed.
     """
     _check_options(exclude, round_to)
-    with tracer.plain_attention():
+    with preparing.plainly(model):
         inputs = tracer.as_inputs(example_inputs)
-        own = tracer.prepared(model)
+        own = preparing.prepared(model)
         total = _count(own, inputs)
-        with torch.random.fork_rng(tracer.devices(own)):
+        with torch.random.fork_rng(preparing.devices(own)):
             traced = tracer.trace_relations(own, inputs)
         plan.lock_excluded(traced, exclude)
         plan.lock_unread(traced)
@@ -55,11 +55,11 @@ def _count(model: nn.Module, inputs: tracer.Inputs) -> float:
     """FLOPs of one forward pass, which also shows whether the example input fits."""
     counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(tracer.devices(model)), counter:
+        with torch.no_grad(), torch.random.fork_rng(preparing.devices(model)), counter:
             model(*inputs[0], **inputs[1])
     except Exception as error:
         raise TraceFailed(
-            f"the model does not run on the example input{tracer.where(model, error)}: {tracer.short(error)} "
+            f"the model does not run on the example input{failures.where(model, error)}: {failures.short(error)} "
             f"Give an example input of the right shapes, types and device."
         ) from error
     return float(counter.get_total_flops())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from autoprune.errors import TraceFailed
-from autoprune.graph import adapters, origins, rules
+from autoprune.graph import adapters, failures, origins, rules
 from autoprune.graph.labels import Value, Why
 from autoprune.graph.relations import Operation, Origin, Relations
 
@@ -122,43 +120,16 @@ def _state(model: nn.Module) -> tuple[dict[str, str], dict[str, torch.Tensor], d
 
 def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), failures.quiet_export():
             warnings.simplefilter("ignore")
             return torch.export.export(model, inputs[0], inputs[1], strict=False)
     except Exception as error:
         raise TraceFailed(
-            f"the model cannot be traced{where(model, error)}: {short(error)} "
-            f"Allowed is a forward pass whose steps do not depend on the data. "
-            f"Take the branch out of the traced model, or give an example input that fits."
+            f"the model cannot be traced{failures.where(model, error)}: {failures.short(error)} "
+            f"Allowed is a forward pass of torch operators whose steps do not depend on the data, which returns "
+            f"tensors, tuples, dicts or data classes. Take the branch out of the traced model, or give an example "
+            f"input that fits."
         ) from error
-
-
-def where(model: nn.Module, error: BaseException) -> str:
-    """' in module X' for the innermost module whose forward pass raised, or nothing."""
-    path = failing_module(model, error)
-    return f" in module {path!r}" if path else ""
-
-
-def failing_module(model: nn.Module, error: BaseException) -> str:
-    """Path of the innermost module in the traceback, '' if there is none."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    found = ""
-    current: BaseException | None = error
-    while current is not None and not found:
-        step = current.__traceback__
-        while step is not None:
-            found = paths.get(id(step.tb_frame.f_locals.get("self")), "") or found
-            step = step.tb_next
-        current = current.__cause__ or current.__context__
-    return found
-
-
-def short(error: BaseException, limit: int = 200) -> str:
-    """First line of an error, with its type."""
-    lines = str(error).strip().splitlines() or [""]
-    text = f"{type(error).__name__}: {lines[0]}"
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    return text if text.endswith((".", "!", "?")) else text + "."
 
 
 def _walk(
@@ -171,17 +142,40 @@ def _walk(
     signature = program.graph_signature
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     seen: dict[torch.fx.Node, Any] = {}
-    for node in program.graph.nodes:
+    for node in program.graph.find_nodes(op="placeholder"):
+        seen[node] = _placeholder(node, held, names, values)
+    for value in _values(_body(program.graph_module, seen, rel, digest)):
+        rel.lock_all(value, Why("output", "", "output of the network"))
+
+
+def _body(graph_module: torch.fx.GraphModule, seen: dict[torch.fx.Node, Any], rel: Relations, digest: Any) -> Any:
+    """Walk the nodes of a graph whose placeholders are seen, and return its outputs."""
+    for node in graph_module.graph.nodes:
         digest.update(f"{node.format_node()}\n".encode())
-        if node.op == "placeholder":
-            seen[node] = _placeholder(node, held, names, values)
+        if node.op == "output":
+            return torch.fx.node.map_arg(node.args[0], lambda n: seen[n])
+        if node.op == "get_attr":
+            found = getattr(graph_module, str(node.target), None)
+            seen[node] = found if isinstance(found, torch.fx.GraphModule) else None
         elif node.op == "call_function":
-            seen[node] = _call(node, seen, rel)
-        elif node.op == "output":
-            for value in _values(torch.fx.node.map_arg(node.args, lambda n: seen[n])):
-                rel.lock_all(value, Why("output", "", "output of the network"))
-        elif node.op == "get_attr":
-            seen[node] = None
+            inner = _region(node, seen)
+            seen[node] = _call(node, seen, rel) if inner is None else _inlined(node, inner, seen, rel, digest)
+    raise AssertionError("a graph ends with its output")
+
+
+def _region(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> torch.fx.GraphModule | None:
+    """The code under torch.autocast or torch.no_grad, which the export keeps as a graph of its own."""
+    if str(node.target) not in ("wrap_with_autocast", "wrap_with_set_grad_enabled"):
+        return None
+    return next(found for n in node.all_input_nodes if isinstance(found := seen[n], torch.fx.GraphModule))
+
+
+def _inlined(
+    node: torch.fx.Node, inner: torch.fx.GraphModule, seen: dict[torch.fx.Node, Any], rel: Relations, digest: Any
+) -> Any:
+    places = inner.graph.find_nodes(op="placeholder")
+    given = [seen.get(item, item) if isinstance(item, torch.fx.Node) else item for item in node.args]
+    return _body(inner, dict(zip(places, given[len(given) - len(places) :], strict=True)), rel, digest)
 
 
 def _placeholder(node: torch.fx.Node, held: Mapping[str, str], names: dict[str, str], values: dict[str, Value]) -> Any:
@@ -229,13 +223,19 @@ def _operation(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> Operation
     fake = node.meta.get("val")
     tensors = [item for item in (fake if isinstance(fake, list | tuple) else [fake]) if isinstance(item, torch.Tensor)]
     scopes = _scopes(node)
+    if not all(isinstance(n, int) for item in tensors for n in item.shape):
+        place = f" in module {scopes[-1]!r}" if scopes and scopes[-1] else ""
+        raise TraceFailed(
+            f"the model cannot be traced{place}: {node.target} makes a tensor whose size depends on the data. "
+            f"Allowed are sizes that follow from those of the input. Take this step out of the traced model."
+        )
     return Operation(
         name=_name(node.target),
-        target=str(node.target),
+        target=_target(node.target),
         module=scopes[-1] if scopes else "",
         scopes=scopes,
         arguments=arguments,
-        shapes=tuple(tuple(int(n) for n in item.shape) for item in tensors),
+        shapes=tuple(tuple(item.shape) for item in tensors),
         pointwise=torch.Tag.pointwise in getattr(node.target, "tags", ()),
         origin=_query_origin(node, seen),
     )
@@ -248,10 +248,16 @@ def _query_origin(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> Origin
     return origins.origin(node.args[0], seen)
 
 
+def _target(target: Any) -> str:
+    # The text of a Python function has its address, which is another one in each process.
+    text = str(target)
+    return str(getattr(target, "__name__", type(target).__name__)) if " at 0x" in text else text
+
+
 def _name(target: Any) -> str:
     packet = getattr(target, "overloadpacket", None)
     if packet is None or target.namespace != "aten":
-        return str(target)
+        return _target(target)
     name = str(packet.__name__)
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
@@ -271,36 +277,3 @@ def _values(found: Any) -> Iterator[Value]:
     elif isinstance(found, Iterable) and not isinstance(found, str):
         for item in found:
             yield from _values(item)
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Without the fused path of nn.MultiheadAttention, which no export shows and no counter counts."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def devices(model: nn.Module) -> list[torch.device]:
-    """The CUDA devices that the model lives on, whose random state has to be kept too."""
-    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
-
-
-def prepared(model: nn.Module) -> nn.Module:
-    """An own copy in eval mode. Raises TraceFailed for lazy, meta and uncopyable models."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
-            raise TraceFailed(
-                f"{name!r} has no shape yet (a lazy module). Run the model once on an example input before tracing."
-            )
-        if tensor.is_meta:
-            raise TraceFailed(f"{name!r} is on the meta device and has no values. Load real weights before tracing.")
-    try:
-        return copy.deepcopy(model).eval().requires_grad_(False)
-    except Exception as error:
-        raise TraceFailed(
-            f"the model cannot be copied: {short(error)} Copying is how autoprune never touches it."
-        ) from error

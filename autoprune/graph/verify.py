@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoprune.graph import surgery, tracer
+from autoprune.graph import failures, preparing, surgery, tracer
 from autoprune.graph.freezing import without
 from autoprune.graph.labels import Why
 from autoprune.graph.parts import FrozenGroup, IntArray
@@ -29,6 +29,9 @@ from autoprune.graph.structure import Structure
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 """Largest allowed difference, relative to the largest output; float32 only where float64 cannot run."""
+
+CHANCES = 8
+"""Training passes of a model some of whose parameters no trace saw: layers that are dropped at random, say."""
 
 Draw = Callable[[int, np.random.Generator], int]
 """How many units of a group of that size to keep."""
@@ -39,10 +42,11 @@ def verified(structure: Structure, model: nn.Module, inputs: tracer.Inputs, hint
 
     hints: group name -> what is known to be fixed in Python code about it.
     """
-    with torch.random.fork_rng(tracer.devices(model)), torch.no_grad():
+    with torch.random.fork_rng(preparing.devices(model)), torch.no_grad():
         torch.manual_seed(0)
-        bench = Bench.build(model, inputs)
-        for draw in (_up_to_half, _to_one):
+        unread = any(item.operator == "unread" for item in structure.frozen)
+        bench = Bench.build(model, inputs, CHANCES if unread else 1)
+        for draw in DRAWS:
             found = _culprits(structure, model, bench, draw)
             if found and (resized := _resized(structure, model, found)) != structure.resized:
                 other = dataclasses.replace(structure, resized=resized)
@@ -54,7 +58,7 @@ def verified(structure: Structure, model: nn.Module, inputs: tracer.Inputs, hint
 
 
 def _culprits(structure: Structure, model: nn.Module, bench: Bench, draw: Draw) -> dict[str, Why]:
-    trial = _Trial(dataclasses.replace(structure, round_to=1), bench, draw)
+    trial = Trial(dataclasses.replace(structure, round_to=1), bench, draw)
     return Search(_families(structure), _under(structure, model), trial.problem).culprits()
 
 
@@ -97,6 +101,9 @@ def _to_one(size: int, generator: np.random.Generator) -> int:
     return 1
 
 
+DRAWS: tuple[Draw, ...] = (_up_to_half, _to_one)
+
+
 def _frozen(structure: Structure, problems: Mapping[str, Why], hints: Mapping[str, Why]) -> dict[str, FrozenGroup]:
     frozen = {}
     for name, problem in problems.items():
@@ -118,9 +125,10 @@ class Bench:
     shapes: Any
     precision: str
     flops: float
+    chances: int
 
     @staticmethod
-    def build(model: nn.Module, inputs: tracer.Inputs) -> Bench:
+    def build(model: nn.Module, inputs: tracer.Inputs, chances: int = 1) -> Bench:
         """In float64 where the model can, else in its own precision."""
         own = copy.deepcopy(model).eval().requires_grad_(False)
         for precision in ("float64", "float32"):
@@ -144,6 +152,7 @@ class Bench:
             shapes,
             precision,
             float(counter.get_total_flops()),
+            chances,
         )
 
 
@@ -210,7 +219,7 @@ def _shapes(output: Any) -> list[tuple[int, ...]]:
     return [tuple(leaf.shape) for leaf in leaves(output)]
 
 
-class _Trial:
+class Trial:
     """Tries sets of groups; a group loses the same units in every set, so that a search finds what failed."""
 
     def __init__(self, structure: Structure, bench: Bench, draw: Draw) -> None:
@@ -235,7 +244,7 @@ class _Trial:
                 problem = self._difference(cut, self._run(full))
             return problem or self._cost_problem(saved, keep) or self._training_problem(small)
         except Exception as error:
-            return Why("verification", tracer.failing_module(small, error), tracer.short(error))
+            return Why("verification", failures.failing_module(small, error), failures.short(error))
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         args, kwargs = self.bench.inputs
@@ -267,8 +276,10 @@ class _Trial:
             return None
         small.train()
         args, kwargs = self.bench.training
-        if _shapes(small(*args, **kwargs)) != self.bench.shapes:
-            return Why("verification", "", "training outputs change their shapes")
+        for chance in range(self.bench.chances):
+            torch.manual_seed(chance)
+            if _shapes(small(*args, **kwargs)) != self.bench.shapes:
+                return Why("verification", "", "training outputs change their shapes")
         return None
 
 

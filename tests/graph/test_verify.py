@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,9 +11,15 @@ import torch
 
 from autoprune.graph import Structure, trace
 from autoprune.graph.tracer import as_inputs
-from autoprune.graph.verify import relative_error, verified, without
+from autoprune.graph.verify import DRAWS, Bench, Trial, relative_error, verified, without
 
 from .networks import networks
+
+
+@cache
+def traced(name: str) -> Structure:
+    return trace(*networks()[name], verify=False)
+
 
 PLANS = [
     (name, index)
@@ -24,20 +31,29 @@ PLANS = [
         "prelu",
         "layer_scale",
     )
-    for index in range(len(trace(*networks()[name], verify=False).axes))
+    for index in range(len(traced(name).axes))
 ]
+
+
+@cache
+def bench(name: str) -> Bench:
+    model, inputs = networks()[name]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        return Bench.build(model, as_inputs(inputs))
 
 
 @pytest.mark.parametrize(("name", "index"), PLANS)
 def test_shifted_axis_is_found(name: str, index: int) -> None:
-    model, inputs = networks()[name]
-    structure = trace(model, inputs, verify=False)
+    structure = traced(name)
     wrong = list(structure.axes)
     wrong[index] = dataclasses.replace(wrong[index], units=np.roll(wrong[index].units, 1))
     broken = dataclasses.replace(structure, axes=tuple(wrong))
-    found = verified(broken, model.eval(), as_inputs(inputs), {})
-    assert len(found.names) < len(structure.names)
-    assert found.verified == "float64"
+    with torch.no_grad():
+        problems = [Trial(broken, bench(name), draw).problem(structure.names) for draw in DRAWS]
+        assert [Trial(structure, bench(name), draw).problem(structure.names) for draw in DRAWS] == [None, None]
+    assert any(problems)
+    assert bench(name).precision == "float64"
 
 
 def test_correct_plan_passes() -> None:

@@ -46,9 +46,5 @@ def apply(op: Operation, rel: Relations) -> tuple[Value, ...]:
         rule = elementwise.pointwise
     if rule is not None:
         return rule(op, rel)
-    values = op.values()
-    if any(axis is not None for value in values for axis in value.axes):
-        rel.unsupported.setdefault(op.target)
-    for value in values:
-        rel.lock_all(value, op.why("no rule for this operator"))
+    rel.unknown(op)
     return tuple(Value(shape, (None,) * len(shape)) for shape in op.shapes)

@@ -20,6 +20,8 @@ def matmul(op: Operation, rel: Relations) -> tuple[Value, ...]:
         return (Value(op.shape, (None,) * len(op.shape)),)
     batch = [_aligned(op, rel, [first, second], axis) for axis in range(len(op.shape) - 2)]
     inner = rel.tie(first.axes[-1], second.axes[-2], op, _FIXED)
+    rel.weight(first, len(first.shape) - 2, len(first.shape) - 1)
+    rel.weight(second, len(second.shape) - 1, len(second.shape) - 2)
     rows, columns = first.axes[-2], second.axes[-1]
     sizes = (*op.shape[:-2], op.shape[-2], op.shape[-1], first.shape[-1])
     _note(op, rel, batch, [inner, columns])

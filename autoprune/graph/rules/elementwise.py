@@ -45,6 +45,11 @@ def same(op: Operation, rel: Relations) -> tuple[Value, ...]:
     return (Value(op.shape, value.axes, value.source if op.name in _ALIASES else None),)
 
 
+def nothing(op: Operation, rel: Relations) -> tuple[Value, ...]:
+    """A check of the type of a tensor, which no cut changes."""
+    return ()
+
+
 _ALIASES = ("detach", "alias", "lift_fresh_copy", "contiguous", "clone")
 _SAME = (
     *_ALIASES,
@@ -93,4 +98,5 @@ RULES = {
         ("add", "sub", "mul", "div", "maximum", "minimum", "rsub", "where", "masked_fill", "copy"), pointwise
     ),
     "prelu": prelu,
+    "_assert_tensor_metadata": nothing,
 }

@@ -34,14 +34,20 @@ Draw = Callable[[int, np.random.Generator], int]
 """How many units of a group of that size to keep."""
 
 
-def verified(structure: Structure, model: nn.Module, inputs: tracer.Inputs, hints: Mapping[str, Why]) -> Structure:
+def verified(
+    structure: Structure,
+    model: nn.Module,
+    inputs: tracer.Inputs,
+    hints: Mapping[str, Why],
+    bench: Bench | None = None,
+) -> Structure:
     """Return the structure with every group that failed frozen, and the precision it was proven in.
 
-    hints: group name -> what is known to be fixed in Python code about it.
+    hints: group name -> what is known to be fixed in Python code about it. bench: where one was built already.
     """
     with torch.random.fork_rng(tracer.devices(model)), torch.no_grad():
         torch.manual_seed(0)
-        bench = Bench.build(model, inputs)
+        bench = bench or Bench.build(model, inputs)
         for draw in (_up_to_half, _to_one):
             found = _culprits(structure, model, bench, draw)
             if found and (resized := _resized(structure, model, found)) != structure.resized:

@@ -23,6 +23,7 @@ from pydantic import (
 from autoprune import rooms
 from autoprune.allocation import Allocation
 from autoprune.criteria import Criterion
+from autoprune.depth import DepthCriterion
 from autoprune.errors import BadRecipe
 from autoprune.lowrank import LowRank
 from autoprune.normalisation import Normalisation
@@ -47,6 +48,7 @@ CriterionPart = Annotated[InstanceOf[Criterion], BeforeValidator(_from_room("cri
 AllocationPart = Annotated[InstanceOf[Allocation], BeforeValidator(_from_room("allocation")), _out]
 SchedulePart = Annotated[InstanceOf[Schedule], BeforeValidator(_from_room("schedules")), _out]
 LowRankPart = Annotated[InstanceOf[LowRank], BeforeValidator(_from_room("lowrank")), _out]
+DepthPart = Annotated[InstanceOf[DepthCriterion], BeforeValidator(_from_room("depth")), _out]
 RecoveryPart = Annotated[InstanceOf[Recovery], BeforeValidator(_from_room("recovery")), _out]
 
 
@@ -76,8 +78,8 @@ class Target(BaseModel):
 class Recipe(BaseModel):
     """How to compress: what is scored, how much goes from where, when, and how accuracy is won back.
 
-    `criterion: null` cuts no channels (then `low_rank` has to meet the target alone); `low_rank: null` factorises
-    nothing. `min_keep_fraction` is the least share of any group that stays.
+    `criterion: null` cuts no channels (then `low_rank` or `depth` has to meet the target alone); `low_rank: null`
+    factorises nothing, `depth: null` skips no blocks. `min_keep_fraction` is the least share of any group that stays.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -89,6 +91,7 @@ class Recipe(BaseModel):
     min_keep_fraction: float = Field(default=0.05, ge=0, le=1)
     schedule: SchedulePart = Field(default="one_shot", validate_default=True)
     low_rank: LowRankPart | None = None
+    depth: DepthPart | None = None
     recovery: tuple[RecoveryPart, ...] = Field(default=("bn_reestimation", "finetune"), validate_default=True)
     epochs: float = Field(default=1.0, ge=0)
     """Epochs of recovery training when the recipe runs alone; in a study the rungs say how long."""
@@ -96,8 +99,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.criterion is None and self.low_rank is None:
-            raise ValueError("nothing to do: criterion and low_rank are both null; set one of them")
+        if self.criterion is None and self.low_rank is None and self.depth is None:
+            raise ValueError("nothing to do: criterion and low_rank are both null, and so is depth; set one of them")
         training = [r.name for r in self.recovery if r.trains]
         if len(training) > 1:
             raise ValueError(f"recovery: only one method may train, got {' and '.join(training)}")
@@ -106,7 +109,7 @@ class Recipe(BaseModel):
     @property
     def needs(self) -> frozenset[str]:
         """Kinds of evidence that its methods look at."""
-        parts = (self.criterion, self.allocation, self.schedule, self.low_rank, *self.recovery)
+        parts = (self.criterion, self.allocation, self.schedule, self.low_rank, self.depth, *self.recovery)
         return frozenset(kind for part in parts if part is not None for kind in part.needs)
 
     @classmethod

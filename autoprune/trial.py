@@ -1,4 +1,4 @@
-"""One trial: score, allocate, repair, cut, factorise, recover, measure.
+"""One trial: skip blocks, score, allocate, repair, cut, factorise, recover, measure.
 
 `run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one
 rung's training, `measure` follows each.
@@ -24,11 +24,12 @@ from autoprune.errors import BadRecipe, NotApplicable
 from autoprune.evidence import ModelEvidence, Source
 from autoprune.graph import Structure
 from autoprune.normalisation import normalise
-from autoprune.recipe import Recipe
+from autoprune.recipe import Recipe, Target
 from autoprune.recovery import Cut, Recovery, RecoveryContext, RecoveryCost
 from autoprune.repair import Amounts, Budget, repair
 from autoprune.seeds import derive_seed
 from autoprune.settings import TrialSettings
+from autoprune.shortening import shorten
 from autoprune.tasks import Task, evaluate
 
 
@@ -116,7 +117,8 @@ class Cost:
 class Prepared:
     """A trial at rung 0: cut, factorised and calibrated, not yet finetuned.
 
-    `kept` are the base model's units that stay, by group. `notes` say which groups stayed whole and why.
+    `kept` are the base model's units that stay, by group; groups inside skipped blocks are left out. `notes` say which
+    groups stayed whole and why, and which blocks were skipped.
     """
 
     compressed: Compressed
@@ -200,8 +202,17 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
         bench.model, bench.base.structure, {g.name: list(range(g.size)) for g in bench.base.structure.groups}
     )
     evidence = bench.evidence.with_seed(seed)
+    strength, notes, told = 0.0, dict[str, str](), list[str]()
+    if recipe.depth is not None:
+        shortening = shorten(recipe, recipe.depth, evidence, _budget(bench, recipe.target))
+        recipe, told = shortening.recipe, [shortening.note]
+        state = state.without(shortening.blocks)
+        bench.laid_out(state.model)
+        if shortening.blocks and recipe.criterion is not None:
+            # channels are scored on the model as it is now, its statistics settled
+            cost += _settle(state.model, recipe, bench, derive_seed(seed, "depth"))
+            evidence = ModelEvidence(state.model, state.structure, bench.source, seed=seed)
     steps = recipe.schedule.steps()
-    strength, notes = 0.0, dict[str, str]()
     for i, step in enumerate(steps):
         scores = _scores(recipe, state.structure, evidence, notes)
         amounts = _repair(recipe, bench, state.structure, scores, step.progress, strength)
@@ -219,7 +230,7 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
         factors = factorise(state.model, recipe.low_rank, amounts.ranks)
         bench.laid_out(state.model)
     cost += _settle(state.model, recipe, bench, seed)
-    selection = bench.base.structure.selection(state.kept)
+    selection = bench.base.structure.selection(state.kept, state.skipped)
     spent = Cost(
         trained_samples=cost.trained_samples,
         forward_samples=cost.forward_samples,
@@ -229,8 +240,8 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     return Prepared(
         compressed=Compressed(model=state.model, selection=selection, factors=factors),
         kept=state.kept,
-        amounts=amounts,
-        notes=tuple(f"{group} stays whole: {reason}" for group, reason in notes.items()),
+        amounts=dataclasses.replace(amounts, skipped=state.skipped),
+        notes=(*told, *(f"{group} stays whole: {reason}" for group, reason in notes.items())),
         cost=spent,
     )
 
@@ -274,15 +285,22 @@ def _one_sample(bench: Bench) -> object:
 
 @dataclass(frozen=True)
 class _State:
-    """The model between two cuts; `kept` are the base model's units that are still there."""
+    """The model between two cuts; `kept` are the base model's units that are still there, `skipped` its blocks that
+    are not."""
 
     model: nn.Module
     structure: Structure
     kept: Mapping[str, list[int]]
+    skipped: tuple[str, ...] = ()
 
     def cut(self, keep: Mapping[str, list[int]]) -> _State:
         kept = {name: [units[i] for i in keep[name]] if name in keep else units for name, units in self.kept.items()}
-        return _State(self.structure.cut(self.model, keep), self.structure.restrict(keep), kept)
+        return _State(self.structure.cut(self.model, keep), self.structure.restrict(keep), kept, self.skipped)
+
+    def without(self, blocks: tuple[str, ...]) -> _State:
+        less = self.structure.without_blocks(blocks)
+        kept = {name: units for name, units in self.kept.items() if name in less.names}
+        return _State(self.structure.skip_blocks(self.model, blocks), less, kept, (*self.skipped, *blocks))
 
 
 def _scores(recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes: dict[str, str]) -> dict[str, Tensor]:
@@ -319,16 +337,19 @@ def _repair(
     progress: float,
     strength_before: float,
 ) -> Amounts:
-    base = bench.base
     return repair(
         structure,
-        Budget(flops=base.flops, params=base.params, target=recipe.target.at(progress)),
+        _budget(bench, recipe.target.at(progress)),
         path=recipe.allocation.path(scores, structure) if scores else None,
         low_rank=recipe.low_rank,
         min_keep_fraction=recipe.min_keep_fraction,
-        full_sizes={g.name: g.size for g in base.structure.groups},
+        full_sizes={g.name: g.size for g in bench.base.structure.groups},
         strength_before=strength_before,
     )
+
+
+def _budget(bench: Bench, target: Target) -> Budget:
+    return Budget(flops=bench.base.flops, params=bench.base.params, target=target)
 
 
 def _highest(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, list[int]]:

@@ -33,7 +33,7 @@ LAYERS = (
     {"cost", "evidence"},
     set(rooms.ROOMS),
     {"recipe", "presets"},
-    {"compressed", "base", "repair", "trial"},
+    {"compressed", "base", "repair", "shortening", "trial"},
     {"artefact", "export"},
     {"search"},
     {"study"},

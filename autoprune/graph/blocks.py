@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
 from torch.fx import Node
 
 from autoprune.graph.parts import BlockPlan, FixedBlock, within
@@ -127,4 +128,4 @@ def _plan(path: str, structure: Structure, seen: Seen, batch: int, first: bool) 
 
 def _shape(node: Node) -> tuple[int, ...]:
     value = node.meta.get("val")
-    return tuple(value.shape[1:]) if hasattr(value, "shape") else ()
+    return tuple(value.shape[1:]) if isinstance(value, Tensor) else ()

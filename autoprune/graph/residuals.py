@@ -18,15 +18,13 @@ from torch.fx import Node
 
 from autoprune.graph import tracer
 
-_KEEPS = frozenset(
-    {"dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "alias", "detach", "lift_fresh"}
-)
+_KEEPS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "alias", "detach"})
 _CLAMPS = frozenset({"relu6", "hardtanh", "clamp", "clip"})
 _NEVER_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "abs", "exp", "square", "softplus"})
 _KEEPS_SIGN = _KEEPS | {
     "max_pool2d", "max_pool1d", "avg_pool2d", "avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean",
     "view", "reshape", "_unsafe_view", "flatten", "permute", "transpose", "unsqueeze", "squeeze", "slice", "select",
-    "pad", "roll", "to", "_to_copy", "expand",
+    "roll", "to", "_to_copy", "expand",
 }  # fmt: skip
 _ADDS = frozenset({"add", "cat"})
 
@@ -216,11 +214,7 @@ def _all_of(node: Node) -> list[Node]:
     """The nodes that all have to be free of negative values, so that this one is."""
     name = _name(node)
     if name in _KEEPS_SIGN:
-        # padding with a constant is safe with zeros only; other values are rare and count as unknown
-        padded = (
-            name == "pad" and len(node.args) > 2 and (node.args[2] != "constant" or (*node.args, 0)[3] not in (0, None))
-        )
-        return [] if padded else [n for n in node.args[:1] if isinstance(n, Node)]
+        return [n for n in node.args[:1] if isinstance(n, Node)]
     if name in ("add", "mul"):
         both = [n for n in node.args[:2] if isinstance(n, Node)]
         return both if len(both) == 2 and node.kwargs.get("alpha", 1) == 1 else []

@@ -134,6 +134,14 @@ class PerItem:
                 raise BadRecipe(f"{where}: no {self.of} matches {key!r}; there are {shown}")
         return {name: self._find(name, value) for name in names}
 
+    def without(self, value: Mapping[str, float], before: Sequence[str], after: Sequence[str]) -> Mapping[str, float]:
+        """Return the values without those whose keys match only names that are gone: in `before`, not in `after`."""
+
+        def matches(key: str, names: Sequence[str]) -> bool:
+            return key in names or bool(fnmatch.filter(names, key))
+
+        return {key: v for key, v in value.items() if matches(key, after) or not matches(key, before)}
+
     def _find(self, name: str, value: Mapping[str, float]) -> float:
         if name in value:
             return value[name]

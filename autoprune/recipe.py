@@ -24,6 +24,7 @@ from pydantic import (
 from autoprune import rooms
 from autoprune.allocation import Allocation
 from autoprune.criteria import Criterion
+from autoprune.depth import DepthCriterion
 from autoprune.errors import BadRecipe
 from autoprune.fields import hyperparameters
 from autoprune.lowrank import LowRank
@@ -52,6 +53,7 @@ AllocationPart = Annotated[InstanceOf[Allocation], BeforeValidator(_from_room("a
 SchedulePart = Annotated[InstanceOf[Schedule], BeforeValidator(_from_room("schedules")), _out]
 RegulariserPart = Annotated[InstanceOf[Regulariser], BeforeValidator(_from_room("regularisers")), _out]
 LowRankPart = Annotated[InstanceOf[LowRank], BeforeValidator(_from_room("lowrank")), _out]
+DepthPart = Annotated[InstanceOf[DepthCriterion], BeforeValidator(_from_room("depth")), _out]
 RecoveryPart = Annotated[InstanceOf[Recovery], BeforeValidator(_from_room("recovery")), _out]
 
 
@@ -81,8 +83,9 @@ class Target(BaseModel):
 class Recipe(BaseModel):
     """How to compress: what is scored, how much goes from where, when, and how accuracy is won back.
 
-    `criterion: null` cuts no channels (then `low_rank` has to meet the target alone); `low_rank: null` factorises
-    nothing. `min_keep_fraction` is the least share of any group that stays. `regulariser` trains before every cut.
+    `criterion: null` cuts no channels (then `low_rank` or `depth` has to meet the target alone); `low_rank: null`
+    factorises nothing, `depth: null` skips no blocks. `min_keep_fraction` is the least share of any group that stays.
+    `regulariser` trains before every cut.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -97,6 +100,7 @@ class Recipe(BaseModel):
     """The weights that everything begins with: the base model's, or new ones of the same architecture by seed."""
     regulariser: RegulariserPart | None = None
     low_rank: LowRankPart | None = None
+    depth: DepthPart | None = None
     recovery: tuple[RecoveryPart, ...] = Field(default=("bn_reestimation", "finetune"), validate_default=True)
     epochs: float = Field(default=1.0, ge=0)
     """Epochs of recovery training when the recipe runs alone; in a study the rungs say how long."""
@@ -104,8 +108,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.criterion is None and self.low_rank is None:
-            raise ValueError("nothing to do: criterion and low_rank are both null; set one of them")
+        if self.criterion is None and self.low_rank is None and self.depth is None:
+            raise ValueError("nothing to do: criterion and low_rank are both null, and so is depth; set one of them")
         if self.criterion is None and self.regulariser is not None:
             raise ValueError("a regulariser prepares a cut of channels; it needs a criterion")
         training = [r.name for r in self.recovery if r.trains]
@@ -129,6 +133,7 @@ class Recipe(BaseModel):
             self.schedule,
             self.regulariser,
             self.low_rank,
+            self.depth,
             *self.recovery,
         )
         return frozenset(kind for part in parts if part is not None for kind in part.needs)

@@ -26,13 +26,17 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Amounts:
-    """What a recipe keeps: units per group, ranks of the factorised layers, and what that costs of the base model."""
+    """What a recipe keeps: units per group, ranks of the factorised layers, and what that costs of the base model.
+
+    skipped: blocks that are gone, with the groups inside them.
+    """
 
     counts: Mapping[str, int]
     ranks: Mapping[str, int]
     flops_fraction: float
     params_fraction: float
     strength: float
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

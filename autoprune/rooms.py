@@ -25,6 +25,7 @@ ROOMS: Mapping[str, str] = {
     "schedules": "Schedule",
     "regularisers": "Regulariser",
     "lowrank": "LowRank",
+    "depth": "DepthCriterion",
     "recovery": "Recovery",
 }
 """Room to the name of its base class, which `autoprune.<room>` exports."""

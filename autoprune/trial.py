@@ -1,4 +1,4 @@
-"""One trial: regularise, score, allocate, repair, cut, factorise, recover, measure.
+"""One trial: skip blocks, regularise, score, allocate, repair, cut, factorise, recover, measure.
 
 `run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one
 rung's training, `measure` follows each.
@@ -27,13 +27,14 @@ from autoprune.evidence import Evidence, ModelEvidence, Source
 from autoprune.graph import Structure
 from autoprune.normalisation import normalise
 from autoprune.probe import Probe
-from autoprune.recipe import Recipe
+from autoprune.recipe import Recipe, Target
 from autoprune.recovery import Cut, Recovery, RecoveryContext, RecoveryCost
 from autoprune.regularisers import RegulariserContext
 from autoprune.repair import Amounts, Budget, repair
 from autoprune.schedules import Step
 from autoprune.seeds import derive_seed
 from autoprune.settings import TrialSettings
+from autoprune.shortening import shorten
 from autoprune.tasks import Task, evaluate
 
 
@@ -130,7 +131,8 @@ class Cost:
 class Prepared:
     """A trial at rung 0: cut, factorised and calibrated, not yet finetuned.
 
-    `kept` are the base model's units that stay, by group. `notes` say which groups stayed whole and why.
+    `kept` are the base model's units that stay, by group; groups inside skipped blocks are left out. `notes` say which
+    groups stayed whole and why, and which blocks were skipped.
     """
 
     compressed: Compressed
@@ -213,8 +215,17 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     """
     began, cost = time.perf_counter(), Cost()
     state, evidence = _start(recipe, bench, seed)
+    notes, told = dict[str, str](), list[str]()
+    if recipe.depth is not None:
+        shortening = shorten(recipe, recipe.depth, evidence, _budget(bench, recipe.target))
+        recipe, told = shortening.recipe, [shortening.note]
+        state = state.without(shortening.blocks)
+        bench.laid_out(state.model)
+        if shortening.blocks and recipe.criterion is not None:
+            # channels are scored on the model as it is now, its statistics settled
+            cost += _settle(state.model, recipe, bench, derive_seed(seed, "depth"))
+            evidence = ModelEvidence(state.model, state.structure, bench.source, seed=seed)
     steps = recipe.schedule.steps()
-    notes = dict[str, str]()
     chooser = _Chooser(recipe, bench, seed, notes)
     for i, step in enumerate(steps):
         chosen: _Chosen | None = None
@@ -240,7 +251,7 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
         bench.laid_out(state.model)
     cost += _settle(state.model, recipe, bench, seed)
     cost += chooser.cost
-    selection = bench.base.structure.selection(state.kept)
+    selection = bench.base.structure.selection(state.kept, state.skipped)
     spent = Cost(
         trained_samples=cost.trained_samples,
         forward_samples=cost.forward_samples,
@@ -250,8 +261,8 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     return Prepared(
         compressed=Compressed(model=state.model, selection=selection, factors=factors),
         kept=state.kept,
-        amounts=amounts,
-        notes=tuple(f"{group} stays whole: {reason}" for group, reason in notes.items()),
+        amounts=dataclasses.replace(amounts, skipped=state.skipped),
+        notes=(*told, *(f"{group} stays whole: {reason}" for group, reason in notes.items())),
         cost=spent,
     )
 
@@ -373,7 +384,7 @@ def _regularised(
         seed=seed,
         device=bench.device,
         mixed_precision=bench.settings.mixed_precision,
-        first=all(len(state.kept[g.name]) == g.size for g in bench.base.structure.groups),
+        first=all(len(state.kept[g.name]) == g.size for g in bench.base.structure.groups if g.name in state.kept),
     )
     shaped = recipe.regulariser.shape(model, context)
     cost = Cost(trained_samples=shaped.trained_samples, seconds=time.perf_counter() - began)
@@ -382,15 +393,22 @@ def _regularised(
 
 @dataclass(frozen=True)
 class _State:
-    """The model between two cuts; `kept` are the base model's units that are still there."""
+    """The model between two cuts; `kept` are the base model's units that are still there, `skipped` its blocks that
+    are not."""
 
     model: nn.Module
     structure: Structure
     kept: Mapping[str, list[int]]
+    skipped: tuple[str, ...] = ()
 
     def cut(self, keep: Mapping[str, list[int]]) -> _State:
         kept = {name: [units[i] for i in keep[name]] if name in keep else units for name, units in self.kept.items()}
-        return _State(self.structure.cut(self.model, keep), self.structure.restrict(keep), kept)
+        return _State(self.structure.cut(self.model, keep), self.structure.restrict(keep), kept, self.skipped)
+
+    def without(self, blocks: tuple[str, ...]) -> _State:
+        less = self.structure.without_blocks(blocks)
+        kept = {name: units for name, units in self.kept.items() if name in less.names}
+        return _State(self.structure.skip_blocks(self.model, blocks), less, kept, (*self.skipped, *blocks))
 
 
 def _scores(recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes: dict[str, str]) -> dict[str, Tensor]:
@@ -470,16 +488,19 @@ def _allocation_context(
 def _repair(
     recipe: Recipe, bench: Bench, context: AllocationContext, progress: float, strength_before: float
 ) -> Amounts:
-    base = bench.base
     return repair(
         context.structure,
-        Budget(flops=base.flops, params=base.params, target=recipe.target.at(progress)),
+        _budget(bench, recipe.target.at(progress)),
         path=recipe.allocation.path(context) if context.scores else None,
         low_rank=recipe.low_rank,
         min_keep_fraction=recipe.min_keep_fraction,
         full_sizes=context.full_sizes,
         strength_before=strength_before,
     )
+
+
+def _budget(bench: Bench, target: Target) -> Budget:
+    return Budget(flops=bench.base.flops, params=bench.base.params, target=target)
 
 
 def _highest(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, list[int]]:

@@ -7,13 +7,11 @@ from typing import Annotated
 import typer
 
 from autoprune.cli import common
+from autoprune.rooms import ROOMS
 
 
 def methods(
-    room: Annotated[
-        str | None,
-        typer.Argument(help="criteria, allocation, schedules, regularisers, lowrank, recovery or presets"),
-    ] = None,
+    room: Annotated[str | None, typer.Argument(help=f"{', '.join(ROOMS)} or presets")] = None,
     as_json: common.JsonOption = False,
 ) -> None:
     """List every method and preset with its paper and hyperparameters."""

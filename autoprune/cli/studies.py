@@ -215,6 +215,22 @@ def _plain_preflight(found: Preflight) -> dict[str, Any]:
     }
 
 
+def _print_blocks(structure: dict[str, Any]) -> None:
+    from autoprune.report import tables
+
+    share, out = tables.percent, common.console()
+    blocks = [
+        [b["name"], "yes" if b["first_of_stage"] else "", share(b["flops_share"]), share(b["params_share"])]
+        for b in structure["blocks"]
+    ]
+    together = share(sum(b["flops_share"] for b in structure["blocks"]))
+    title = f"Blocks that can be skipped: {len(blocks)}, together {together} of the FLOPs"
+    tables.print_mapping(out, title, blocks, ("block", "first of its stage", "FLOPs", "parameters"))
+    fixed = [[b["name"], b["reason"]] for b in structure["fixed_blocks"]]
+    if fixed:
+        tables.print_mapping(out, f"Blocks that have to stay: {len(fixed)}", fixed, ("block", "why"))
+
+
 def _print_preflight(found: Preflight) -> None:
     from autoprune.report import tables
     from autoprune.study.config import target_label
@@ -229,6 +245,7 @@ def _print_preflight(found: Preflight) -> None:
     tables.print_mapping(out, f"Groups that can be cut: {len(groups)}", groups, columns)
     frozen = [[f["name"], str(f["size"]), f["module"], f["reason"]] for f in structure["frozen"]]
     tables.print_mapping(out, f"Frozen groups: {len(frozen)}", frozen, ("group", "units", "module", "why"))
+    _print_blocks(structure)
     if structure["unsupported"]:
         typer.echo(f"Operators without a rule: {', '.join(structure['unsupported'])}")
     low, high = found.reachable_flops

@@ -8,7 +8,7 @@ seed of a trial.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from autoprune.evidence.kinds import OF_A_RECIPE, Evidence, Gathered, Source
 from autoprune.evidence.next_layer import next_layer
 from autoprune.evidence.propagation import FinalScores, Sweep, final_responses, propagate, units_of
 from autoprune.evidence.readings import Reading, readings, readings_of
+from autoprune.evidence.reinitialisation import reinitialisation_drops
 from autoprune.evidence.unit_curvature import gauss_newton, unit_curvature
 from autoprune.files import replacing
 from autoprune.graph import Group, Place, Role, Structure
@@ -60,7 +61,7 @@ class ModelEvidence:
         self._cache = cache
         self._fingerprint = fingerprint
         self._tensors = _named_tensors(model)
-        self._gathered: dict[Evidence, Gathered] = {}
+        self._gathered: dict[str, Gathered] = {}
         self._remembered: dict[str, Tensor] = {}
         self._propagated: dict[str, Mapping[str, Tensor]] = {}
         self.cut_losses = CutLosses(
@@ -222,13 +223,32 @@ class ModelEvidence:
 
     def gather(self, kind: Evidence) -> Gathered:
         """Return one kind of evidence by group name: from memory, from the cache, or gathered now."""
-        if kind not in self._gathered:
-            found = self._load(kind)
+        return self._found(kind, lambda: _GATHER[kind](self._model, self._structure, self._source))
+
+    def reinitialisation_drops(self, instance: int, samples: int) -> Gathered:
+        """Return by block the accuracy (0..1) lost on held-out samples when a random instance's state replaces its own.
+
+        instance: number of the random instance, the same for all trials. Measured for all blocks at once.
+        """
+        names = [plan.name for plan in self._structure.block_plans]
+        return self._found(
+            f"reinitialisation_{instance}_{samples}",
+            lambda: reinitialisation_drops(self._model, names, self._source, instance, samples),
+        )
+
+    def without_blocks(self, blocks: Sequence[str]) -> ModelEvidence:
+        """Return evidence about the model without these blocks, gathered anew where it is asked for, and not cached."""
+        model = self._structure.skip_blocks(self._model, blocks)
+        return ModelEvidence(model, self._structure.without_blocks(blocks), self._source, seed=self._seed)
+
+    def _found(self, label: str, gather: Callable[[], Gathered]) -> Gathered:
+        if label not in self._gathered:
+            found = self._load(label)
             if found is None:
-                found = _GATHER[kind](self._model, self._structure, self._source)
-                self._save(kind, found)
-            self._gathered[kind] = found
-        return self._gathered[kind]
+                found = gather()
+                self._save(label, found)
+            self._gathered[label] = found
+        return self._gathered[label]
 
     def prepare(self, kinds: frozenset[Evidence]) -> None:
         """Gather all that is needed, but for what depends on the recipe."""
@@ -239,11 +259,11 @@ class ModelEvidence:
         source = self._source
         return f"{self._fingerprint}/{source.data.fingerprint}/{source.batches}x{source.batch_size}"
 
-    def _file(self, kind: Evidence) -> Path | None:
-        return None if self._cache is None else self._cache / f"{kind}.safetensors"
+    def _file(self, label: str) -> Path | None:
+        return None if self._cache is None else self._cache / f"{label}.safetensors"
 
-    def _load(self, kind: Evidence) -> Gathered | None:
-        path = self._file(kind)
+    def _load(self, label: str) -> Gathered | None:
+        path = self._file(label)
         if path is None or not path.exists():
             return None
         with safe_open(path, framework="pt", device=str(self._source.device)) as file:
@@ -251,8 +271,8 @@ class ModelEvidence:
                 return None
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
-    def _save(self, kind: Evidence, gathered: Gathered) -> None:
-        path = self._file(kind)
+    def _save(self, label: str, gathered: Gathered) -> None:
+        path = self._file(label)
         if path is None:
             return
         with replacing(path) as temporary:

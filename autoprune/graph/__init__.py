@@ -3,7 +3,9 @@
 from autoprune.graph.cache import cached_trace
 from autoprune.graph.parts import (
     AxisPlan,
+    Block,
     Call,
+    FixedBlock,
     FrozenGroup,
     Group,
     Layer,
@@ -16,13 +18,16 @@ from autoprune.graph.parts import (
     Term,
     View,
 )
+from autoprune.graph.skipped import Skipped
 from autoprune.graph.structure import Structure
 from autoprune.graph.surgery import Selection, apply_selection
 from autoprune.graph.trace import trace
 
 __all__ = [
     "AxisPlan",
+    "Block",
     "Call",
+    "FixedBlock",
     "FrozenGroup",
     "Group",
     "Layer",
@@ -32,6 +37,7 @@ __all__ = [
     "Role",
     "Selection",
     "SizeAttribute",
+    "Skipped",
     "Structure",
     "Tensor",
     "Term",

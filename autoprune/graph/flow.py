@@ -44,10 +44,15 @@ class Tap:
 class Flow:
     """The forward pass as a graph of operators, for one batch size."""
 
-    def __init__(self, model: nn.Module, structure: Structure, inputs: Any) -> None:
-        """Export `model`, in the mode it is in, on one batch. Raises TraceFailed."""
+    def __init__(
+        self, model: nn.Module, structure: Structure, inputs: Any, program: torch.export.ExportedProgram | None = None
+    ) -> None:
+        """Export `model`, in the mode it is in, on one batch, or take the program of a model alike.
+
+        Raises TraceFailed.
+        """
         self._structure = structure
-        self.program = tracer.export(model, tracer.as_inputs(inputs))
+        self.program = tracer.export(model, tracer.as_inputs(inputs)) if program is None else program
         self._names = tracer.state_names(model)
         self._state = dict(model.named_parameters(remove_duplicate=False)) | dict(
             model.named_buffers(remove_duplicate=False)
@@ -82,9 +87,12 @@ class Flow:
                 found.append(held)
         return found
 
-    def run(self, inputs: Any, see: Callable[[Node, Any], Any]) -> None:
-        """Run one batch; `see` gets every operator's node and result and returns what goes on in its place."""
-        _Run(self.program.graph_module, see).run(*self.arguments(inputs))
+    def run(self, inputs: Any, see: Callable[[Node, Any], Any]) -> Any:
+        """Run one batch and return its outputs, flat.
+
+        `see` gets every operator's node and result and returns what goes on in its place.
+        """
+        return _Run(self.program.graph_module, see).run(*self.arguments(inputs))
 
     def written(self, group: Group) -> tuple[Tap, ...]:
         """Where each producer's units are final: behind its norm, activation and depthwise convolution.

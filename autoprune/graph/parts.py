@@ -156,10 +156,11 @@ class Term:
 @dataclass(frozen=True)
 class Product:
     """FLOPs of a product of activations: coefficient times the kept lengths of counted axes (name, full
-    length)."""
+    length). module: whose code computes it."""
 
     coefficient: float
     axes: tuple[tuple[str, int], ...]
+    module: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,3 +181,40 @@ class View:
     module: str
     rank: int
     axes: tuple[tuple[int, int, str], ...]
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """How a residual block is skipped: the argument of its module (position or keyword) that takes its place.
+
+    first: it begins its stage, that is, no unit before it has outputs of its shape. flops_fixed: FLOPs inside it that
+    no group changes.
+    """
+
+    name: str
+    argument: int | str
+    first: bool
+    flops_fixed: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block that can be skipped. name: module path; flops, params: what the model saves without it."""
+
+    name: str
+    flops: float
+    params: int
+    first: bool
+
+
+@dataclass(frozen=True)
+class FixedBlock:
+    """A block that cannot be skipped, with the reason. name: module path."""
+
+    name: str
+    reason: str
+
+
+def within(path: str, name: str) -> bool:
+    """Whether a module or tensor of that name is the module at `path` or below it."""
+    return name == path or name.startswith(f"{path}.")

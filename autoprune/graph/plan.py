@@ -34,7 +34,7 @@ class Candidate:
 def lock_excluded(traced: Traced, exclude: Sequence[str]) -> None:
     """Lock every tensor of the modules that a glob names. Raises BadInput for a glob that names none."""
     for glob in exclude:
-        hit = [name for name in traced.state if any(_within(path, glob) for path in traced.relations.owners[name])]
+        hit = [name for name in traced.state if any(is_excluded(path, glob) for path in traced.relations.owners[name])]
         if not hit and not any(fnmatchcase(path, glob) for path in traced.relations.modules):
             raise BadInput(f"exclude {glob!r} matches no module path; paths look like {_some(traced)}")
         for name in hit:
@@ -42,7 +42,8 @@ def lock_excluded(traced: Traced, exclude: Sequence[str]) -> None:
             traced.relations.lock_all(traced.values[name], why)
 
 
-def _within(path: str, glob: str) -> bool:
+def is_excluded(path: str, glob: str) -> bool:
+    """Whether a glob names a module or one above it."""
     parts = path.split(".")
     return any(fnmatchcase(".".join(parts[:i]), glob) for i in range(1, len(parts) + 1))
 

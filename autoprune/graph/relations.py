@@ -207,14 +207,14 @@ class Relations:
         self.counters[name] = labels
         self.count(module, attribute, (name, 0), len(labels))
 
-    def product(self, sizes: tuple[int, ...], axes: tuple[Axis, ...]) -> None:
+    def product(self, op: Operation, sizes: tuple[int, ...], axes: tuple[Axis, ...]) -> None:
         """Add a product of activations: its FLOPs are 2 * the product of all sizes, those with labels as they
         are kept."""
         if not self.counting or all(axis is None for axis in axes):
             return
         fixed = math.prod(size for size, axis in zip(sizes, axes, strict=True) if axis is None)
         counted = tuple((self.counted(axis), len(axis)) for axis in axes if axis is not None)
-        self.products.append(Product(2.0 * fixed / self.batch, counted))
+        self.products.append(Product(2.0 * fixed / self.batch, counted, op.module))
 
     def counted(self, labels: IntArray) -> str:
         """Name of a counter for these labels, for costs, scales and views."""

@@ -12,7 +12,9 @@ import numpy as np
 from autoprune.errors import BadInput
 from autoprune.graph.parts import (
     AxisPlan,
+    BlockPlan,
     Call,
+    FixedBlock,
     FrozenGroup,
     IntArray,
     Layer,
@@ -28,7 +30,7 @@ from autoprune.graph.parts import (
 if TYPE_CHECKING:
     from autoprune.graph.structure import Structure
 
-FORMAT = 2
+FORMAT = 3
 
 
 def to_json(structure: Structure) -> str:
@@ -36,7 +38,7 @@ def to_json(structure: Structure) -> str:
     data: dict[str, Any] = {f.name: getattr(structure, f.name) for f in dataclasses.fields(structure)}
     for name in ("axes", "counters"):
         data[name] = [[p.tensor, p.axis, p.role.value, p.module, _runs(p.units)] for p in getattr(structure, name)]
-    for name in ("attributes", "terms", "products", "layers", "frozen"):
+    for name in ("attributes", "terms", "products", "layers", "frozen", "block_plans", "fixed_blocks"):
         data[name] = [dataclasses.asdict(item) for item in data[name]]
     data["views"] = [[v.module, v.rank, v.axes] for v in structure.views]
     data["rescales"] = [[r.tensor, r.rows.tolist(), r.counter, r.length] for r in structure.rescales]
@@ -56,7 +58,7 @@ def from_json(text: str) -> dict[str, Any]:
         data["attributes"] = tuple(SizeAttribute(**item) for item in data["attributes"])
         data["terms"] = tuple(Term(**item) for item in data["terms"])
         data["products"] = tuple(
-            Product(item["coefficient"], tuple((name, length) for name, length in item["axes"]))
+            Product(item["coefficient"], tuple((name, length) for name, length in item["axes"]), item["module"])
             for item in data["products"]
         )
         data["views"] = tuple(
@@ -65,9 +67,11 @@ def from_json(text: str) -> dict[str, Any]:
         )
         data["rescales"] = tuple(Rescale(t, np.array(r, dtype=np.int64), c, n) for t, r, c, n in data["rescales"])
         data["frozen"] = tuple(FrozenGroup(**item) for item in data["frozen"])
+        data["block_plans"] = tuple(BlockPlan(**item) for item in data["block_plans"])
+        data["fixed_blocks"] = tuple(FixedBlock(**item) for item in data["fixed_blocks"])
         data["layers"] = tuple(_layer(item) for item in data["layers"])
         data["tensors"] = {name: Tensor(tuple(shape), kind) for name, (shape, kind) in data["tensors"].items()}
-        for name in ("names", "group_sizes", "kinds", "resized", "unsupported"):
+        for name in ("names", "group_sizes", "kinds", "resized", "unsupported", "skipped"):
             data[name] = tuple(data[name])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"not a structure written by autoprune: {error!r}. Trace the model again") from error
@@ -132,4 +136,14 @@ def describe(structure: Structure) -> dict[str, Any]:
         "groups": rows,
         "frozen": [dataclasses.asdict(item) for item in structure.frozen],
         "unsupported": list(structure.unsupported),
+        "blocks": [
+            {
+                "name": block.name,
+                "flops_share": block.flops / flops if flops else 0.0,
+                "params_share": block.params / params if params else 0.0,
+                "first_of_stage": block.first,
+            }
+            for block in structure.blocks
+        ],
+        "fixed_blocks": [dataclasses.asdict(item) for item in structure.fixed_blocks],
     }

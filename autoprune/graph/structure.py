@@ -4,7 +4,7 @@ data."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from autoprune.errors import unknown_name
-from autoprune.graph import keeping, serial, surgery
+from autoprune.graph import keeping, serial, skipping, surgery
 from autoprune.graph.cost import CostTable
 from autoprune.graph.keeping import Keep
 from autoprune.graph.parts import (
     AxisPlan,
+    Block,
+    BlockPlan,
+    FixedBlock,
     FrozenGroup,
     Group,
     IntArray,
@@ -42,8 +45,9 @@ class Structure:
 
     `axes` are those axes of parameters and buffers that hold units; `counters` are label counts that only
     size attributes, products and views use.
-    `resized` are the modules whose `views` follow a cut. `flops_fixed` is what no group changes. Everything else is
-    derived.
+    `resized` are the modules whose `views` follow a cut. `flops_fixed` is what no group changes. `block_plans` are the
+    residual blocks that can be skipped, `fixed_blocks` those that cannot, `skipped` what this model does without
+    already. Everything else is derived.
     """
 
     names: tuple[str, ...]
@@ -65,6 +69,9 @@ class Structure:
     round_to: int
     verified: str
     fingerprint: str
+    block_plans: tuple[BlockPlan, ...] = ()
+    fixed_blocks: tuple[FixedBlock, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     # ---- groups
 
@@ -114,6 +121,24 @@ class Structure:
     @cached_property
     def _index(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.names)}
+
+    # ---- blocks
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The residual blocks that can be skipped, with what each alone saves, in graph order."""
+        return skipping.blocks(self)
+
+    def without_blocks(self, blocks: Sequence[str]) -> Structure:
+        """The structure of the model without these blocks: same group names, fewer groups, no new trace.
+
+        Raises UnknownName, or BadInput for a block that cannot be skipped.
+        """
+        return skipping.without_blocks(self, blocks)
+
+    def skip_blocks(self, model: nn.Module, blocks: Sequence[str]) -> nn.Module:
+        """Return a copy of `model` with an identity in place of these blocks. Raises as `without_blocks` does."""
+        return skipping.skip_blocks(self, model, blocks)
 
     # ---- cost
 
@@ -171,14 +196,19 @@ class Structure:
         kept = keeping.kept_units(self, keep)
         return np.add.reduceat(kept, self.offsets[:-1]).astype(np.int64) if len(self.names) else self.sizes
 
-    def selection(self, keep: Keep) -> Selection:
-        """The cut as plain data: kept indices by tensor and axis, and new values of size attributes."""
-        return surgery.select(self, keep)
+    def selection(self, keep: Keep, skip: Sequence[str] = ()) -> Selection:
+        """The cut as plain data: kept indices by tensor and axis, new values of size attributes, skipped blocks.
 
-    def cut(self, model: nn.Module, keep: Keep) -> nn.Module:
-        """Return a really smaller copy of `model`, which stays as it is. Raises WrongArtefact if it does
-        not fit."""
-        return surgery.cut(self, model, keep)
+        keep: by groups that the model without the blocks in `skip` still has.
+        """
+        return surgery.select(self, keep, skip)
+
+    def cut(self, model: nn.Module, keep: Keep, skip: Sequence[str] = ()) -> nn.Module:
+        """Return a really smaller copy of `model`, without the blocks in `skip`. The model stays as it is.
+
+        Raises WrongArtefact if it does not fit.
+        """
+        return surgery.cut(self, model, keep, skip)
 
     def mask(self, model: nn.Module, keep: Keep) -> nn.Module:
         """Return a full-size copy whose removed units are zero: what computes, shifts and scales them."""

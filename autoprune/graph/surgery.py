@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import WrongArtefact
-from autoprune.graph import keeping, resizing
+from autoprune.graph import keeping, resizing, skipping
 from autoprune.graph.keeping import Keep
 from autoprune.graph.parts import IntArray, Role
+from autoprune.graph.skipped import take_out
 
 if TYPE_CHECKING:
     from autoprune.graph.structure import Structure
@@ -32,7 +33,8 @@ class Selection:
 
     kept: {tensor: {axis: kept indices}}; attributes: {module: {attribute: new value}}; shapes: {tensor:
     shape before}; scales: {tensor: [(rows before the cut, factor)]} keep the scale of attention whose heads became
-    narrower; views: {module: [(rank, [(axis, size in the code, size to ask for)])]} for modules whose code fixes them.
+    narrower; views: {module: [(rank, [(axis, size in the code, size to ask for)])]} for modules whose code fixes them;
+    skipped: {module path of a block that is taken out: the argument that takes the place of its result}.
     """
 
     kept: Mapping[str, Mapping[int, list[int]]]
@@ -40,6 +42,7 @@ class Selection:
     shapes: Mapping[str, tuple[int, ...]]
     scales: Mapping[str, list[tuple[list[int], float]]] = field(default_factory=dict)
     views: Mapping[str, list[resizing.Rule]] = field(default_factory=dict)
+    skipped: Mapping[str, int | str] = field(default_factory=dict)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON; axes become strings there."""
@@ -49,6 +52,7 @@ class Selection:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "scales": {name: [[rows, factor] for rows, factor in items] for name, items in self.scales.items()},
             "views": {m: [[rank, [list(a) for a in axes]] for rank, axes in rules] for m, rules in self.views.items()},
+            "skipped": dict(self.skipped),
         }
 
     @staticmethod
@@ -72,6 +76,7 @@ class Selection:
                     ]
                     for module, rules in data.get("views", {}).items()
                 },
+                {str(path): _argument(value) for path, value in data.get("skipped", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WrongArtefact(
@@ -79,13 +84,19 @@ class Selection:
             ) from error
 
 
+def _argument(value: Any) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"an argument is a position or a name, got {value!r}")
+    return value
+
+
 Indices = Mapping[str, Mapping[int, IntArray]]
 Sizes = Mapping[str, Mapping[str, int]]
 
 
-def select(structure: Structure, keep: Keep) -> Selection:
+def select(structure: Structure, keep: Keep, skip: Sequence[str] = ()) -> Selection:
     """Work out which indices of which tensors stay, and the sizes that follow."""
-    found = _select(structure, keep)
+    found = _select(skipping.without_blocks(structure, skip), keep)
     kept = {name: {axis: indices.tolist() for axis, indices in axes.items()} for name, axes in found.kept.items()}
     return Selection(
         kept,
@@ -93,6 +104,7 @@ def select(structure: Structure, keep: Keep) -> Selection:
         {name: structure.tensors[name].shape for name in found.kept},
         {name: [(rows.tolist(), factor) for rows, factor in items] for name, items in found.scales.items()},
         found.views,
+        skipping.arguments(structure, skip),
     )
 
 
@@ -141,14 +153,14 @@ def _views(structure: Structure, lengths: Mapping[tuple[str, int], int]) -> dict
     }
 
 
-def cut(structure: Structure, model: nn.Module, keep: Keep) -> nn.Module:
-    """Return a cut copy. Tensors that are cut are never copied in full."""
-    found = _select(structure, keep)
+def cut(structure: Structure, model: nn.Module, keep: Keep, skip: Sequence[str] = ()) -> nn.Module:
+    """Return a cut copy. Tensors that are cut and blocks that are skipped are never copied in full."""
+    found = _select(skipping.without_blocks(structure, skip), keep)
     memo: dict[int, Any] = {}
     for name in dict.fromkeys((*found.kept, *found.scales)):
         tensor = _checked(model, name, structure.tensors[name].shape)
         memo[id(tensor)] = _cut_tensor(tensor, found.kept.get(name, {}), found.scales.get(name, ()))
-    small = copy.deepcopy(model, memo)
+    small = skipping.copied_without(structure, model, skip, memo)
     _set_attributes(small, found.attributes)
     for path, rules in found.views.items():
         resizing.resize(small.get_submodule(path), rules)
@@ -159,6 +171,7 @@ def apply_selection(model: nn.Module, selection: Selection | Mapping[str, Any]) 
     """Cut an uncut model in place and return it. Raises WrongArtefact if the shapes do not fit."""
     if not isinstance(selection, Selection):
         selection = Selection.from_data(selection)
+    take_out(model, selection.skipped)
     smaller = {}
     for name, axes in selection.kept.items():
         tensor = _checked(model, name, selection.shapes.get(name))

@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.errors import BadInput, TraceFailed
-from autoprune.graph import failures, plan, preparing, tracer
+from autoprune.graph import block_proof, blocks, failures, plan, preparing, tracer
 from autoprune.graph import verify as verification
 from autoprune.graph.structure import Structure
+from autoprune.graph.watching import Seen, watching
 
 
 def trace(
@@ -33,15 +34,26 @@ def trace(
     with preparing.plainly(model):
         inputs = tracer.as_inputs(example_inputs)
         own = preparing.prepared(model)
-        total = _count(own, inputs)
+        total, seen = _count(own, inputs)
         with torch.random.fork_rng(preparing.devices(own)):
             traced = tracer.trace_relations(own, inputs)
         plan.lock_excluded(traced, exclude)
         plan.lock_unread(traced)
         structure = plan.build(traced, total / tracer.batch_size(inputs), round_to, exclude)
+        structure = blocks.with_blocks(structure, traced, seen, tracer.batch_size(inputs), exclude)
         if verify:
-            return verification.verified(structure, own, inputs, plan.hints_by_group(traced, structure))
+            return _verified(structure, own, inputs, traced)
         return structure
+
+
+def _verified(structure: Structure, own: nn.Module, inputs: tracer.Inputs, traced: tracer.Traced) -> Structure:
+    hints = plan.hints_by_group(traced, structure)
+    with torch.random.fork_rng(preparing.devices(own)), torch.no_grad():
+        torch.manual_seed(0)
+        bench = verification.bench_for(structure, own, inputs)
+        # Blocks first: what they show of the fixed part of the cost does not depend on groups.
+        structure = block_proof.proven(structure, own, inputs, bench, traced.program)
+    return verification.verified(structure, own, inputs, hints, bench)
 
 
 def _check_options(exclude: Sequence[str], round_to: int) -> None:
@@ -51,15 +63,20 @@ def _check_options(exclude: Sequence[str], round_to: int) -> None:
         raise BadInput(f"exclude must be a sequence of globs, got {exclude!r}; write ({exclude!r},)")
 
 
-def _count(model: nn.Module, inputs: tracer.Inputs) -> float:
-    """FLOPs of one forward pass, which also shows whether the example input fits."""
+def _count(model: nn.Module, inputs: tracer.Inputs) -> tuple[float, dict[str, Seen]]:
+    """FLOPs of one forward pass, which also shows whether the example input fits, and what each module does in it."""
     counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(preparing.devices(model)), counter:
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(preparing.devices(model)),
+            counter,
+            watching(model, counter) as seen,
+        ):
             model(*inputs[0], **inputs[1])
     except Exception as error:
         raise TraceFailed(
             f"the model does not run on the example input{failures.where(model, error)}: {failures.short(error)} "
             f"Give an example input of the right shapes, types and device."
         ) from error
-    return float(counter.get_total_flops())
+    return float(counter.get_total_flops()), seen

@@ -31,12 +31,13 @@ def as_inputs(example_inputs: Any) -> Inputs:
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """What the walk found. names: state tensor -> its one name; digest: hash of graph, names and shapes."""
+    """What the walk found. program: of the forward pass in eval mode; digest: hash of graph, names and shapes."""
 
     relations: Relations
     state: dict[str, torch.Tensor]
     values: dict[str, Value]
     digest: str
+    program: torch.export.ExportedProgram
 
 
 def trace_relations(model: nn.Module, inputs: Inputs) -> Traced:
@@ -47,10 +48,11 @@ def trace_relations(model: nn.Module, inputs: Inputs) -> Traced:
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-    _walk(_export(model, inputs), rel, names, values, digest)
+    program = _export(model, inputs)
+    _walk(program, rel, names, values, digest)
     if any(name not in rel.read and tensor.dim() for name, tensor in state.items()):
         _walk_training(model, inputs, rel, names, values)
-    return Traced(rel, state, values, digest.hexdigest())
+    return Traced(rel, state, values, digest.hexdigest(), program)
 
 
 def batch_size(inputs: Inputs) -> int:
@@ -79,6 +81,11 @@ def state_names(model: nn.Module) -> dict[str, str]:
 def export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     """Export a model in the mode it is in. Raises TraceFailed."""
     return _export(model, inputs)
+
+
+def scopes(node: torch.fx.Node) -> tuple[str, ...]:
+    """Paths of the modules in whose calls a node lies, outermost first."""
+    return _scopes(node)
 
 
 def operator_name(target: Any) -> str:

@@ -37,15 +37,26 @@ Draw = Callable[[int, np.random.Generator], int]
 """How many units of a group of that size to keep."""
 
 
-def verified(structure: Structure, model: nn.Module, inputs: tracer.Inputs, hints: Mapping[str, Why]) -> Structure:
+def bench_for(structure: Structure, model: nn.Module, inputs: tracer.Inputs) -> Bench:
+    """Return what a structure of this model is proven on."""
+    unread = any(item.operator == "unread" for item in structure.frozen)
+    return Bench.build(model, inputs, CHANCES if unread else 1)
+
+
+def verified(
+    structure: Structure,
+    model: nn.Module,
+    inputs: tracer.Inputs,
+    hints: Mapping[str, Why],
+    bench: Bench | None = None,
+) -> Structure:
     """Return the structure with every group that failed frozen, and the precision it was proven in.
 
-    hints: group name -> what is known to be fixed in Python code about it.
+    hints: group name -> what is known to be fixed in Python code about it. bench: where one was built already.
     """
     with torch.random.fork_rng(preparing.devices(model)), torch.no_grad():
         torch.manual_seed(0)
-        unread = any(item.operator == "unread" for item in structure.frozen)
-        bench = Bench.build(model, inputs, CHANCES if unread else 1)
+        bench = bench or bench_for(structure, model, inputs)
         for draw in DRAWS:
             found = _culprits(structure, model, bench, draw)
             if found and (resized := _resized(structure, model, found)) != structure.resized:

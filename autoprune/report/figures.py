@@ -140,7 +140,7 @@ def kept_figure(front: Front, group_sizes: Mapping[str, int]) -> Figure:
     members = [t for t in reversed(front.trials) if _counts(t)]
     groups = list(group_sizes)
     shares = [[_kept(t, g, group_sizes[g]) for g in groups] for t in members]
-    texts = [[f"{_counts(t).get(g, group_sizes[g])} of {group_sizes[g]}" for g in groups] for t in members]
+    texts = [[f"{_units(t, g, group_sizes[g])} of {group_sizes[g]}" for g in groups] for t in members]
     heat = {
         "type": "heatmap",
         "x": groups,
@@ -229,8 +229,14 @@ def _counts(trial: TrialRecord) -> Mapping[str, int]:
     return trial.rungs[0].amounts.get("counts", {}) if trial.rungs else {}
 
 
+def _units(trial: TrialRecord, group: str, size: int) -> int:
+    """Kept units of a group; none where it went with a block that was skipped."""
+    skipped = bool(trial.rungs and trial.rungs[0].amounts.get("skipped"))
+    return int(_counts(trial).get(group, 0 if skipped else size))
+
+
 def _kept(trial: TrialRecord, group: str, size: int) -> float:
-    return 100 * float(_counts(trial).get(group, size)) / size
+    return 100 * _units(trial, group, size) / size
 
 
 def _finished_heights(front: Front) -> list[float]:

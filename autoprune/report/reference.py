@@ -20,6 +20,7 @@ _ROOM_TITLES = {
     "schedules": "Schedules: when how much is cut",
     "regularisers": "Regularisers: weights shaped by training before the cut",
     "lowrank": "Low rank: layers as products of thinner ones",
+    "depth": "Depth: which residual blocks are skipped",
     "recovery": "Recovery: winning accuracy back",
     PRESETS: "Presets: published methods as a choice of parts",
 }

@@ -44,8 +44,9 @@ _ROOM_OF = {
     "schedule": "schedules",
     "regulariser": "regularisers",
     "low_rank": "lowrank",
+    "depth": "depth",
 }
-_MAY_BE_NULL = frozenset({"criterion", "regulariser", "low_rank"})
+_MAY_BE_NULL = frozenset({"criterion", "regulariser", "low_rank", "depth"})
 _NORMALISATION = Choice(
     default="mean",
     options=get_args(Normalisation),
@@ -286,6 +287,8 @@ def _searched(place: _Place, declared: Real | Integer | Choice) -> Range | Choos
     if isinstance(declared, Choice):
         return _options(place, list(declared.search))
     low, high = declared.search
+    if low == high:
+        return Fixed(declared.default)
     whole = isinstance(declared, Integer)
     return Range(path=place.path, low=low, high=high, log=declared.log, step=None, whole=whole)
 

@@ -144,41 +144,47 @@ def _base(config: StudyConfig, data: Data, task: Task) -> Base:
 
 
 def _check(config: StudyConfig, base: Base, space: Space) -> tuple[str, ...]:
-    if not base.structure.groups and not any(room == "lowrank" for room, _ in space.methods()):
+    rooms_used = {room for room, _ in space.methods()}
+    shortens = "depth" in rooms_used and bool(base.structure.blocks)
+    if not base.structure.groups and "lowrank" not in rooms_used and not shortens:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in base.structure.frozen[:5])
         raise BadInput(f"nothing of model {config.model.name!r} can be cut: {reasons or 'it has no groups'}")
     space.check(base.structure)
     low_rank = [name for room, name in space.methods() if room == "lowrank"]
-    found = (_reach(target, base, low_rank) for target in config.targets)
+    found = [_reach(target, base, low_rank, shortens) for target in config.targets]
+    if "depth" in rooms_used and not shortens:
+        found.append("no block of the model can be skipped; recipes with depth will fail there")
     return tuple(warning for warning in found if warning is not None)
 
 
-def _reach(target: Target, base: Base, low_rank: Sequence[str]) -> str | None:
-    """Return a warning when only low rank meets a target. Raises UnreachableTarget when nothing does."""
+def _reach(target: Target, base: Base, low_rank: Sequence[str], shortens: bool) -> str | None:
+    """Return a warning when only low rank or depth meets a target. Raises UnreachableTarget when nothing does."""
     failure = _try(target, base, None)
     if failure is None:
         return None
     for name in low_rank:
         if _try(target, base, cast(LowRank, rooms.build("lowrank", name))) is None:
             return f"target {target_label(target)} is met only with low rank; recipes without it will fail there"
+    if shortens and _try(target, base, None, [block.name for block in base.structure.blocks]) is None:
+        return f"target {target_label(target)} is met only with depth; recipes without it will fail there"
     lowest, _ = base.structure.reachable_flops
     raise UnreachableTarget(
         f"target {target_label(target)} cannot be met by cutting channels"
-        f"{' and factorising layers' if low_rank else ''}: {failure}. "
+        f"{' and factorising layers' if low_rank else ''}{' and skipping blocks' if shortens else ''}: {failure}. "
         f"Channels alone reach {lowest:.3f} to 1 of the FLOPs at most; raise the target, or free more of the model "
         "(structure.exclude, structure.round_to)"
     )
 
 
-def _try(target: Target, base: Base, low_rank: LowRank | None) -> str | None:
-    """Return why a uniform recipe does not meet a target, or None when it does."""
-    recipe = Recipe()
-    ones = {g.name: torch.ones(g.size) for g in base.structure.groups}
+def _try(target: Target, base: Base, low_rank: LowRank | None, skip: Sequence[str] = ()) -> str | None:
+    """Return why a uniform recipe, without some blocks, does not meet a target, or None when it does."""
+    recipe, structure = Recipe(), base.structure.without_blocks(skip)
+    ones = {g.name: torch.ones(g.size) for g in structure.groups}
     try:
         repair(
-            base.structure,
+            structure,
             Budget(flops=base.flops, params=base.params, target=target),
-            path=recipe.allocation.path(AllocationContext.of(ones, base.structure)) if ones else None,
+            path=recipe.allocation.path(AllocationContext.of(ones, structure)) if ones else None,
             low_rank=low_rank,
             min_keep_fraction=recipe.min_keep_fraction,
         )

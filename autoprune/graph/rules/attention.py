@@ -25,7 +25,7 @@ def matmul(op: Operation, rel: Relations) -> tuple[Value, ...]:
     rows, columns = first.axes[-2], second.axes[-1]
     sizes = (*op.shape[:-2], op.shape[-2], op.shape[-1], first.shape[-1])
     _note(op, rel, batch, [inner, columns])
-    rel.product(sizes, (*batch, rows, columns, inner))
+    rel.product(op, sizes, (*batch, rows, columns, inner))
     out = Value(op.shape, (*batch, rows, columns))
     if op.name == "baddbmm":
         return _added(op, rel, out)
@@ -75,8 +75,8 @@ def attention(op: Operation, rel: Relations) -> tuple[Value, ...]:
     if op.arguments.get("scale") is None:
         rel.rescale(query, op)
     lengths = (query.shape[-2], key.shape[-2])
-    rel.product((*op.shape[:-2], *lengths, query.shape[-1]), (*batch, None, None, inner))
-    rel.product((*op.shape[:-2], *lengths, value.shape[-1]), (*batch, None, None, value.axes[-1]))
+    rel.product(op, (*op.shape[:-2], *lengths, query.shape[-1]), (*batch, None, None, inner))
+    rel.product(op, (*op.shape[:-2], *lengths, value.shape[-1]), (*batch, None, None, value.axes[-1]))
     return (Value(op.shape, (*batch, query.axes[-2], value.axes[-1])), *_rest(op))
 
 
@@ -119,7 +119,7 @@ def einsum(op: Operation, rel: Relations) -> tuple[Value, ...]:
         _note(op, rel, [axes[c] for c in batch], [axes[c] for c in (*inner, *free)])
         if inner:
             letters = sorted(sizes)
-            rel.product(tuple(sizes[c] for c in letters), tuple(axes[c] for c in letters))
+            rel.product(op, tuple(sizes[c] for c in letters), tuple(axes[c] for c in letters))
     return (Value(op.shape, tuple(axes[c] for c in right)),)
 
 

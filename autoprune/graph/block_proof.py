@@ -1,0 +1,159 @@
+"""Prove that blocks can be skipped: the model with stand-ins equals the traced one whose branches are zeroed.
+
+The two come about independently: stand-ins are put into the modules of a copy, which then runs its own Python code;
+branches are zeroed in the exported graph, operator by operator, with all blocks still in it. There every block must
+also give back its input to the last bit. Forward, training and backward passes have to work, and the FLOPs saved have
+to be those of the plan. All blocks are tried at once and half of them; culprits are searched only when that fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.utils.flop_counter import FlopCounterMode
+
+from autoprune.graph import failures, tracer
+from autoprune.graph.flow import Flow
+from autoprune.graph.labels import Why
+from autoprune.graph.parts import FixedBlock, within
+from autoprune.graph.residuals import Reader
+from autoprune.graph.search import Search
+from autoprune.graph.structure import Structure
+from autoprune.graph.verify import TOLERANCE, Bench, leaves, relative_error
+
+
+def proven(
+    structure: Structure, model: nn.Module, inputs: tracer.Inputs, bench: Bench, program: torch.export.ExportedProgram
+) -> Structure:
+    """Return the structure with only those blocks that proved to be skippable, the others with the reason.
+
+    model, inputs: as traced, for the FLOPs; bench: a copy in float64; program: the traced forward pass.
+    """
+    names = [plan.name for plan in structure.block_plans]
+    if not names:
+        return structure
+    trial = _Trial(structure, model, inputs, bench, Flow(bench.model, structure, bench.inputs, program))
+    found: dict[str, Why] = {}
+    if trial.problem(names) is not None:
+        # The trace may hold types of the model's own precision: one of the copy tells.
+        trial = _Trial(structure, model, inputs, bench, Flow(bench.model, structure, bench.inputs))
+        families = {name: re.sub(r"\d+", "*", name) for name in names}
+        found = Search(families, _below(names), trial.problem).culprits()
+    left = [name for name in names if name not in found]
+    if len(left) > 1 and (problem := trial.problem(_half(left), training=False)) is not None:
+        found |= dict.fromkeys(left, problem)
+    fixed = tuple(FixedBlock(name, why.reason) for name, why in found.items())
+    return dataclasses.replace(
+        structure,
+        block_plans=tuple(plan for plan in structure.block_plans if plan.name not in found),
+        fixed_blocks=(*structure.fixed_blocks, *fixed),
+    )
+
+
+def _half(names: Sequence[str]) -> list[str]:
+    generator = np.random.default_rng(0)
+    chosen = set(generator.choice(len(names), len(names) // 2, replace=False).tolist())
+    return [name for i, name in enumerate(names) if i in chosen]
+
+
+def _below(names: Sequence[str]) -> Callable[[str], set[str]]:
+    """For the path of a module: the blocks in it, or in which it is."""
+    return lambda path: {name for name in names if within(path, name) or within(name, path)}
+
+
+class _Trial:
+    """Skips sets of blocks and says what goes wrong."""
+
+    def __init__(self, structure: Structure, model: nn.Module, inputs: tracer.Inputs, bench: Bench, flow: Flow) -> None:
+        self.structure, self.model, self.inputs, self.bench, self.flow = structure, model, inputs, bench, flow
+        self.flops = _counted(model, inputs)
+        self.blocks = {item.path: item for item in Reader(flow.program).residuals() if not item.problem}
+
+    def problem(self, names: Sequence[str], training: bool = True) -> Why | None:
+        """What goes wrong when these blocks are skipped and all others kept. training: whether it is tried too."""
+        if not names:
+            return None
+        less = self.structure.skip_blocks(self.bench.model, names)
+        try:
+            problem = self._difference(less, names) or self._cost_problem(names)
+            return problem or (self._training_problem(less) if training else None)
+        except Exception as error:
+            return Why("verification", failures.failing_module(less, error), failures.short(error))
+
+    def _difference(self, less: nn.Module, names: Sequence[str]) -> Why | None:
+        args, kwargs = self.bench.inputs
+        skipped = leaves(less(*args, **kwargs))
+        zeroed, changed = self._zeroed(names)
+        if changed:
+            return Why("verification", changed, f"with its branches at zero, {changed} changes its input")
+        if [s.shape for s in skipped] != [z.shape for z in zeroed]:
+            return Why("verification", "", "outputs of other shapes without it")
+        for one, other in zip(skipped, zeroed, strict=True):
+            error = relative_error(one, other)
+            if not error <= TOLERANCE[self.bench.precision]:
+                return Why("verification", "", f"skipped and zeroed outputs differ by {error:.1e} of the largest")
+        return None
+
+    def _zeroed(self, names: Sequence[str]) -> tuple[list[Tensor], str]:
+        """Outputs of the traced model with these blocks' branches at zero, and the first block that is no identity."""
+        if missing := [name for name in names if name not in self.blocks]:
+            return [], missing[0]
+        chosen = [self.blocks[name] for name in names]
+        branches = {branch for item in chosen for branch in item.branches}
+        entries = {item.entry: Tensor() for item in chosen}
+        exits = {item.exit: item for item in chosen}
+        changed: list[str] = []
+
+        def see(node: Node, result: Any) -> Any:
+            if node in exits:
+                item = exits[node]
+                if not torch.equal(result, entries[item.entry]):
+                    changed.append(item.path)
+            if node in branches:
+                result = torch.zeros_like(result)
+            if node in entries:
+                # a copy: what comes behind may write into it
+                entries[node] = result.clone()
+            return result
+
+        for node, value in zip(self.flow.nodes, self.flow.arguments(self.bench.inputs), strict=False):
+            if node in entries:
+                entries[node] = value.clone()
+        outputs = self.flow.run(self.bench.inputs, see)
+        return leaves(outputs), (changed or [""])[0]
+
+    def _cost_problem(self, names: Sequence[str]) -> Why | None:
+        counted = _counted(self.structure.skip_blocks(self.model, names), self.inputs)
+        saved = (self.flops - counted) / tracer.batch_size(self.inputs)
+        less = self.structure.without_blocks(names)
+        told = self.structure.total_flops(self.structure.sizes) - less.total_flops(less.sizes)
+        if abs(saved - told) <= 1e-6 * max(self.flops, 1.0):
+            return None
+        return Why("verification", "", f"saves {saved:.0f} FLOPs, the plan says {told:.0f}")
+
+    def _training_problem(self, less: nn.Module) -> Why | None:
+        if self.bench.training is None:
+            return None
+        args, kwargs = self.bench.training
+        less.train().requires_grad_(True)
+        with torch.enable_grad():
+            outputs = leaves(less(*args, **kwargs))
+            if [tuple(output.shape) for output in outputs] != self.bench.shapes:
+                return Why("verification", "", "training outputs change their shapes")
+            with_gradient = [output.sum() for output in outputs if output.requires_grad]
+            if with_gradient:
+                torch.stack(with_gradient).sum().backward()  # type: ignore[no-untyped-call]
+        return None
+
+
+def _counted(model: nn.Module, inputs: tracer.Inputs) -> float:
+    with FlopCounterMode(display=False) as counter:
+        model(*inputs[0], **inputs[1])
+    return float(counter.get_total_flops())

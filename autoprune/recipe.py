@@ -28,6 +28,7 @@ from autoprune.lowrank import LowRank
 from autoprune.normalisation import Normalisation
 from autoprune.recovery import Recovery
 from autoprune.schedules import Schedule
+from autoprune.sparsity import Sparsity
 from autoprune.validation import validated
 
 
@@ -47,6 +48,7 @@ CriterionPart = Annotated[InstanceOf[Criterion], BeforeValidator(_from_room("cri
 AllocationPart = Annotated[InstanceOf[Allocation], BeforeValidator(_from_room("allocation")), _out]
 SchedulePart = Annotated[InstanceOf[Schedule], BeforeValidator(_from_room("schedules")), _out]
 LowRankPart = Annotated[InstanceOf[LowRank], BeforeValidator(_from_room("lowrank")), _out]
+SparsityPart = Annotated[InstanceOf[Sparsity], BeforeValidator(_from_room("sparsity")), _out]
 RecoveryPart = Annotated[InstanceOf[Recovery], BeforeValidator(_from_room("recovery")), _out]
 
 
@@ -64,6 +66,11 @@ class Target(BaseModel):
             raise ValueError("a target needs flops_fraction, params_fraction or both")
         return self
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the base model meets the target as it is."""
+        return self.flops_fraction in (None, 1) and self.params_fraction in (None, 1)
+
     def at(self, progress: float) -> Target:
         """Return the target of a schedule's step that is `progress` (0 to 1) of the way here."""
 
@@ -77,7 +84,8 @@ class Recipe(BaseModel):
     """How to compress: what is scored, how much goes from where, when, and how accuracy is won back.
 
     `criterion: null` cuts no channels (then `low_rank` has to meet the target alone); `low_rank: null` factorises
-    nothing. `min_keep_fraction` is the least share of any group that stays.
+    nothing. `min_keep_fraction` is the least share of any group that stays. `sparsity` zeroes single weights of what
+    is left after that; it leaves FLOPs as they are, so that a recipe of sparsity alone has the target 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -89,6 +97,7 @@ class Recipe(BaseModel):
     min_keep_fraction: float = Field(default=0.05, ge=0, le=1)
     schedule: SchedulePart = Field(default="one_shot", validate_default=True)
     low_rank: LowRankPart | None = None
+    sparsity: SparsityPart | None = None
     recovery: tuple[RecoveryPart, ...] = Field(default=("bn_reestimation", "finetune"), validate_default=True)
     epochs: float = Field(default=1.0, ge=0)
     """Epochs of recovery training when the recipe runs alone; in a study the rungs say how long."""
@@ -96,8 +105,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.criterion is None and self.low_rank is None:
-            raise ValueError("nothing to do: criterion and low_rank are both null; set one of them")
+        if self.criterion is None and self.low_rank is None and self.sparsity is None:
+            raise ValueError("nothing to do: criterion, low_rank and sparsity are all null; set one of them")
         training = [r.name for r in self.recovery if r.trains]
         if len(training) > 1:
             raise ValueError(f"recovery: only one method may train, got {' and '.join(training)}")
@@ -106,7 +115,7 @@ class Recipe(BaseModel):
     @property
     def needs(self) -> frozenset[str]:
         """Kinds of evidence that its methods look at."""
-        parts = (self.criterion, self.allocation, self.schedule, self.low_rank, *self.recovery)
+        parts = (self.criterion, self.allocation, self.schedule, self.low_rank, self.sparsity, *self.recovery)
         return frozenset(kind for part in parts if part is not None for kind in part.needs)
 
     @classmethod
@@ -132,6 +141,17 @@ class Recipe(BaseModel):
     def with_target(self, **fractions: float | None) -> Recipe:
         """Return the recipe with another target."""
         return self.model_copy(update={"target": Target(**fractions)})
+
+    def with_sparsity(self, sparsity: float) -> Recipe:
+        """Return the recipe with another share of zero weights. Raises BadRecipe without a sparsity method."""
+        if self.sparsity is None:
+            known = ", ".join(rooms.names("sparsity"))
+            raise BadRecipe(
+                f"a sparsity of {sparsity:g} was asked for, but the recipe{f' {self.preset}' if self.preset else ''} "
+                f"zeroes no single weights; its `sparsity` must be one of {known}"
+            )
+        changed = rooms.build("sparsity", self.sparsity.config() | {"sparsity": sparsity}, "sparsity")
+        return self.model_copy(update={"sparsity": changed})
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:

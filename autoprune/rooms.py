@@ -24,6 +24,7 @@ ROOMS: Mapping[str, str] = {
     "allocation": "Allocation",
     "schedules": "Schedule",
     "lowrank": "LowRank",
+    "sparsity": "Sparsity",
     "recovery": "Recovery",
 }
 """Room to the name of its base class, which `autoprune.<room>` exports."""

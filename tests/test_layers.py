@@ -29,7 +29,7 @@ LAYERS = (
         "shipped",
     }
     | {"specs", "threads", "validation"},
-    {"data", "tasks", "models", "training", "graph"},
+    {"data", "tasks", "models", "training", "masks", "graph"},
     {"cost", "evidence"},
     set(rooms.ROOMS),
     {"recipe", "presets"},

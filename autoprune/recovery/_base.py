@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autoprune.evidence import ModelEvidence
     from autoprune.graph import Selection, Structure
     from autoprune.tasks import Task
+    from autoprune.training import StepHook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Cut:
 class RecoveryContext:
     """What a recovery method works with. `teacher` is the base model in eval mode; it must not be changed.
 
-    `cut` is there for methods that say `follows_cut`.
+    `cut` is there for methods that say `follows_cut`. `hook` takes part in every step of those that train.
     """
 
     data: Data
@@ -41,6 +42,7 @@ class RecoveryContext:
     device: torch.device
     mixed_precision: bool = False
     cut: Cut | None = None
+    hook: StepHook | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,5 +77,6 @@ class _Training(Recovery):
             seed=derive_seed(context.seed, "recovery"),
             device=context.device,
             mixed_precision=context.mixed_precision,
+            hook=context.hook,
         )
         return report.samples

@@ -19,6 +19,7 @@ _ROOM_TITLES = {
     "allocation": "Allocation: how much from each group",
     "schedules": "Schedules: when how much is cut",
     "lowrank": "Low rank: layers as products of thinner ones",
+    "sparsity": "Sparsity: which single weights become zero",
     "recovery": "Recovery: winning accuracy back",
     PRESETS: "Presets: published methods as a choice of parts",
 }

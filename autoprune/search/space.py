@@ -43,8 +43,9 @@ _ROOM_OF = {
     "allocation": "allocation",
     "schedule": "schedules",
     "low_rank": "lowrank",
+    "sparsity": "sparsity",
 }
-_MAY_BE_NULL = frozenset({"criterion", "low_rank"})
+_MAY_BE_NULL = frozenset({"criterion", "low_rank", "sparsity"})
 _NORMALISATION = Choice(
     default="mean",
     options=get_args(Normalisation),

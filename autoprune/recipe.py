@@ -6,8 +6,9 @@ of the rooms; unknown keys are errors.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
 from pydantic import (
@@ -24,11 +25,14 @@ from autoprune import rooms
 from autoprune.allocation import Allocation
 from autoprune.criteria import Criterion
 from autoprune.errors import BadRecipe
+from autoprune.fields import hyperparameters
 from autoprune.lowrank import LowRank
 from autoprune.normalisation import Normalisation
 from autoprune.recovery import Recovery
+from autoprune.regularisers import Regulariser
 from autoprune.schedules import Schedule
 from autoprune.sparsity import Sparsity
+from autoprune.specs import HALF_AND_THREE_QUARTERS, TrainSpec
 from autoprune.validation import validated
 
 
@@ -47,6 +51,7 @@ _out = PlainSerializer(_plain, return_type=dict)
 CriterionPart = Annotated[InstanceOf[Criterion], BeforeValidator(_from_room("criteria")), _out]
 AllocationPart = Annotated[InstanceOf[Allocation], BeforeValidator(_from_room("allocation")), _out]
 SchedulePart = Annotated[InstanceOf[Schedule], BeforeValidator(_from_room("schedules")), _out]
+RegulariserPart = Annotated[InstanceOf[Regulariser], BeforeValidator(_from_room("regularisers")), _out]
 LowRankPart = Annotated[InstanceOf[LowRank], BeforeValidator(_from_room("lowrank")), _out]
 SparsityPart = Annotated[InstanceOf[Sparsity], BeforeValidator(_from_room("sparsity")), _out]
 RecoveryPart = Annotated[InstanceOf[Recovery], BeforeValidator(_from_room("recovery")), _out]
@@ -84,8 +89,9 @@ class Recipe(BaseModel):
     """How to compress: what is scored, how much goes from where, when, and how accuracy is won back.
 
     `criterion: null` cuts no channels (then `low_rank` has to meet the target alone); `low_rank: null` factorises
-    nothing. `min_keep_fraction` is the least share of any group that stays. `sparsity` zeroes single weights of what
-    is left after that; it leaves FLOPs as they are, so that a recipe of sparsity alone has the target 1.
+    nothing. `min_keep_fraction` is the least share of any group that stays. `regulariser` trains before every cut.
+    `sparsity` zeroes single weights of what is left after that; it leaves FLOPs as they are, so that a recipe of
+    sparsity alone has the target 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -96,6 +102,9 @@ class Recipe(BaseModel):
     target: Target = Target()
     min_keep_fraction: float = Field(default=0.05, ge=0, le=1)
     schedule: SchedulePart = Field(default="one_shot", validate_default=True)
+    start: Literal["base", "fresh"] = "base"
+    """The weights that everything begins with: the base model's, or new ones of the same architecture by seed."""
+    regulariser: RegulariserPart | None = None
     low_rank: LowRankPart | None = None
     sparsity: SparsityPart | None = None
     recovery: tuple[RecoveryPart, ...] = Field(default=("bn_reestimation", "finetune"), validate_default=True)
@@ -107,15 +116,32 @@ class Recipe(BaseModel):
     def _consistent(self) -> Self:
         if self.criterion is None and self.low_rank is None and self.sparsity is None:
             raise ValueError("nothing to do: criterion, low_rank and sparsity are all null; set one of them")
+        if self.criterion is None and self.regulariser is not None:
+            raise ValueError("a regulariser prepares a cut of channels; it needs a criterion")
         training = [r.name for r in self.recovery if r.trains]
         if len(training) > 1:
             raise ValueError(f"recovery: only one method may train, got {' and '.join(training)}")
+        resets = [r.name for r in self.recovery if r.resets]
+        lost = [r.name for r in self.recovery if r.follows_cut]
+        if resets and lost:
+            raise ValueError(f"recovery: {resets[0]} would throw away what {lost[0]} corrects; leave one of them out")
+        repeats = [r.name for r in self.recovery if r.like_base]
+        if repeats and not resets and self.start != "fresh":
+            raise ValueError(f"recovery: {repeats[0]} trains new weights; put reinitialise before it, or start: fresh")
         return self
 
     @property
     def needs(self) -> frozenset[str]:
         """Kinds of evidence that its methods look at."""
-        parts = (self.criterion, self.allocation, self.schedule, self.low_rank, self.sparsity, *self.recovery)
+        parts = (
+            self.criterion,
+            self.allocation,
+            self.schedule,
+            self.regulariser,
+            self.low_rank,
+            self.sparsity,
+            *self.recovery,
+        )
         return frozenset(kind for part in parts if part is not None for kind in part.needs)
 
     @classmethod
@@ -152,6 +178,26 @@ class Recipe(BaseModel):
             )
         changed = rooms.build("sparsity", self.sparsity.config() | {"sparsity": sparsity}, "sparsity")
         return self.model_copy(update={"sparsity": changed})
+
+    def trained_like(self, base: TrainSpec) -> Recipe:
+        """Return the recipe with a base model's training in the method that repeats it; without one, itself.
+
+        Raises BadRecipe for a training that the method cannot repeat.
+        """
+        if not any(method.like_base for method in self.recovery):
+            return self
+        if base.label_smoothing or (base.schedule == "step" and base.milestones != HALF_AND_THREE_QUARTERS):
+            raise BadRecipe(
+                "the base model was trained with label smoothing or milestones of its own (train_base), which a training "
+                "from scratch cannot repeat yet"
+            )
+        recovery = tuple(_like(method, base) if method.like_base else method for method in self.recovery)
+        return self.model_copy(update={"recovery": recovery, "epochs": base.epochs})
+
+
+def _like(method: Recovery, base: TrainSpec) -> Recovery:
+    known = hyperparameters(method)
+    return dataclasses.replace(cast(Any, method), **{k: v for k, v in base.model_dump().items() if k in known})  # type: ignore[no-any-return]
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:

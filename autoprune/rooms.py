@@ -23,6 +23,7 @@ ROOMS: Mapping[str, str] = {
     "criteria": "Criterion",
     "allocation": "Allocation",
     "schedules": "Schedule",
+    "regularisers": "Regulariser",
     "lowrank": "LowRank",
     "sparsity": "Sparsity",
     "recovery": "Recovery",

@@ -46,6 +46,11 @@ class TaskSpec(Spec):
         return self
 
 
+RateSchedule = Literal["cosine", "constant", "step"]
+HALF_AND_THREE_QUARTERS = (0.5, 0.75)
+"""Where the schedule `step` lowers the rate unless it is told otherwise, as parts of the training."""
+
+
 class TrainSpec(Spec):
     """How a base model without weights is trained."""
 
@@ -55,9 +60,19 @@ class TrainSpec(Spec):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     batch_size: int = Field(default=64, ge=2)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: RateSchedule = Field(default="cosine", description="step: to a tenth at every milestone")
+    milestones: tuple[float, ...] = Field(
+        default=HALF_AND_THREE_QUARTERS, description="parts of the training, 0 to 1, at which `step` lowers the rate"
+    )
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="part of the training with a rising rate")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> Self:
+        inside = all(0 < m < 1 for m in self.milestones)
+        if not inside or list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise and lie between 0 and 1, got {list(self.milestones)}")
+        return self
 
 
 Augment = Literal["none", "flip", "crop_flip"]

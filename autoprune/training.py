@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from autoprune.data.split import Split, training_batches
 from autoprune.errors import LossNotFinite, OutOfMemory
 from autoprune.seeds import derive_seed
+from autoprune.specs import HALF_AND_THREE_QUARTERS, RateSchedule
 from autoprune.tasks import Task, batch_length, device_of, forward
 
 ModelLoss = Callable[[nn.Module, Any, Any], Tensor]
 OnStep = Callable[[int, float], None]
+OnGradients = Callable[[], None]
 
 
 class StepHook(Protocol):
@@ -38,13 +40,14 @@ class StepHook(Protocol):
         """Called after every step, whether the optimiser took it or not."""
 
 
+_STEP_FACTOR = 0.1
 _CHECK_EVERY = 10  # steps between looks at the loss: reading it waits for an accelerator
 _LAST_STEPS = 20  # behind `mean_loss_last`
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a training did. samples: drawn, fewer than asked only after a deadline."""
+    """What a training did. samples: drawn, fewer than asked only after a deadline or when it was enough."""
 
     samples: int
     steps: int
@@ -63,7 +66,8 @@ def train(
     lr: float,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
-    schedule: Literal["cosine", "constant"] = "cosine",
+    schedule: RateSchedule = "cosine",
+    milestones: Sequence[float] = HALF_AND_THREE_QUARTERS,
     warmup_fraction: float = 0.0,
     label_smoothing: float = 0.0,
     loss: ModelLoss | None = None,
@@ -73,6 +77,8 @@ def train(
     augment: bool = True,
     clip_norm: float | None = None,
     decay_all: bool = False,
+    on_gradients: OnGradients | None = None,
+    enough: Callable[[], bool] | None = None,
     hook: StepHook | None = None,
     on_step: OnStep | None = None,
     deadline: float | None = None,
@@ -80,10 +86,13 @@ def train(
     """Train a model in place on exactly `samples` samples, pass after pass; leave it in eval mode.
 
     optimizer: sgd is with Nesterov momentum; adamw takes `momentum` as its first beta.
-    schedule: cosine falls to zero at the last sample; for warmup_fraction of them the rate rises linearly.
+    schedule: cosine falls to zero at the last sample, step to a tenth at each of the milestones, which are parts of
+    the training in 0..1; for warmup_fraction of the samples the rate rises linearly.
     loss(model, inputs, targets): instead of the task's; label_smoothing then has no effect.
     device: moves the model; None trains it where it is. mixed_precision: bfloat16 autocast.
     decay_all: also decay biases and norm parameters (tensors of one axis), which is off.
+    on_gradients(): between the backward pass and the optimiser's step, to change gradients; they are those of the
+    loss, unscaled, before clipping. enough(): training stops after the step at which it says so.
     hook: called before the first step, before and after every step of the optimiser.
     clip_norm: largest norm of the whole gradient. on_step(samples done, loss): after every step.
     deadline: on time.monotonic(); training stops after the step that passes it.
@@ -94,7 +103,7 @@ def train(
     place = device_of(model)
     objective = loss if loss is not None else task_loss(task.smoothed(label_smoothing))
     steps_rule = _optimizer(model, optimizer, lr, momentum, weight_decay, decay_all)
-    rate = _Rate(lr, schedule, warmup_fraction, samples)
+    rate = _Rate(lr, schedule, warmup_fraction, samples, tuple(milestones))
     began, done, steps = time.monotonic(), 0, 0
     recent: deque[Tensor] = deque(maxlen=_LAST_STEPS)
     model.train()
@@ -109,6 +118,8 @@ def train(
             with torch.autocast(place.type, torch.bfloat16, enabled=mixed_precision):
                 value = objective(model, inputs, targets)
             value.backward()  # type: ignore[no-untyped-call]
+            if on_gradients is not None:
+                on_gradients()
             skipped = hook is not None and hook.before_step(steps)
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
@@ -122,10 +133,15 @@ def train(
                 on_step(done, float(recent[-1]))
             if steps % _CHECK_EVERY == 0:
                 _check_finite(recent, done, lr)
-            if deadline is not None and time.monotonic() > deadline:
+            if (deadline is not None and time.monotonic() > deadline) or (enough is not None and enough()):
                 break
         _check_finite(recent, done, lr)
     return TrainingReport(done, steps, float(torch.stack(list(recent)).mean()), time.monotonic() - began)
+
+
+def samples_of(epochs: float, split: Split) -> int:
+    """Return how many samples so many epochs are, at least 2."""
+    return max(2, round(epochs * len(split)))
 
 
 def steps_for(samples: int, batch_size: int) -> int:
@@ -169,6 +185,7 @@ class _Rate:
     schedule: str
     warmup_fraction: float
     samples: int
+    milestones: tuple[float, ...]
 
     def at(self, samples_done: float) -> float:
         t = min(samples_done / self.samples, 1.0)
@@ -176,6 +193,8 @@ class _Rate:
             return self.peak * t / self.warmup_fraction
         if self.schedule == "constant":
             return self.peak
+        if self.schedule == "step":
+            return self.peak * _STEP_FACTOR ** sum(t >= milestone for milestone in self.milestones)
         u = (t - self.warmup_fraction) / (1.0 - self.warmup_fraction)
         return self.peak * 0.5 * (1.0 + math.cos(math.pi * u))
 

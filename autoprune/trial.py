@@ -1,4 +1,4 @@
-"""One trial: score, allocate, repair, cut, factorise, sparsify, recover, measure.
+"""One trial: regularise, score, allocate, repair, cut, factorise, sparsify, recover, measure.
 
 `run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one
 rung's training, `measure` follows each.
@@ -6,6 +6,7 @@ rung's training, `measure` follows each.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import time
@@ -16,17 +17,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from autoprune.base import Base
+from autoprune.base import Base, fresh_model
 from autoprune.compressed import Compressed, Factor, factorise
 from autoprune.cost import count_flops, count_params, count_sparse_flops, sparsity_of
 from autoprune.data import Data
 from autoprune.errors import BadRecipe, NotApplicable, UnreachableTarget
 from autoprune.evidence import ModelEvidence, Source
 from autoprune.graph import Structure
-from autoprune.masks import Hold, prunable
+from autoprune.masks import Hold, prunable, zero
 from autoprune.normalisation import normalise
 from autoprune.recipe import Recipe
 from autoprune.recovery import Cut, Recovery, RecoveryContext, RecoveryCost
+from autoprune.regularisers import RegulariserContext
 from autoprune.repair import Amounts, Budget, repair
 from autoprune.seeds import derive_seed
 from autoprune.settings import TrialSettings
@@ -84,6 +86,10 @@ class Bench:
             fingerprint=self.base.fingerprint,
         )
 
+    def fresh(self, seed: int) -> nn.Module:
+        """Return a model of the base model's architecture with new weights, where trials run, in eval mode."""
+        return self.laid_out(fresh_model(self.base, self.data.num_classes, seed).to(self.device).eval())
+
     def recovery_context(self, seed: int) -> RecoveryContext:
         """Return what recovery methods work with."""
         return RecoveryContext(
@@ -93,6 +99,7 @@ class Bench:
             seed=seed,
             device=self.device,
             mixed_precision=self.settings.mixed_precision,
+            fresh=self.fresh,
         )
 
 
@@ -215,21 +222,25 @@ def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
 def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     """Cut by the recipe's schedule down to its target, factorise, zero single weights, recover without training.
 
+    A regulariser trains before each cut; scores are then those of the model that it made.
+
     Raises UnreachableTarget when the recipe cannot meet its target, BadRecipe when it suits no group of the model.
     """
     _check_target(recipe)
     began, cost = time.perf_counter(), Cost()
-    state = _State(
-        bench.model, bench.base.structure, {g.name: list(range(g.size)) for g in bench.base.structure.groups}
-    )
-    evidence = bench.evidence.with_seed(seed)
+    state, evidence = _start(recipe, bench, seed)
     steps = recipe.schedule.steps()
     strength, notes = 0.0, dict[str, str]()
     for i, step in enumerate(steps):
-        scores = _scores(recipe, state.structure, evidence, notes)
-        amounts = _repair(recipe, bench, state.structure, scores, step.progress, strength)
+        choice = _Choice(recipe, bench, state.structure, step.progress, strength, notes)
+        shaped = False
+        if recipe.regulariser is not None:
+            state, shaped, spent = _regularised(recipe, bench, state, choice, derive_seed(seed, "regularise", i))
+            cost += spent
+            evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "shaped", i))
+        amounts, keep = choice.last if shaped else choice.of(evidence)
         strength += amounts.strength
-        before, keep = state, _highest(scores, amounts.counts)
+        before = state
         state = state.cut(keep)
         bench.laid_out(state.model)
         cost += _correct(state.model, recipe, bench, seed, before.structure, evidence, keep)
@@ -237,6 +248,8 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
             cost += _settle(state.model, recipe, bench, seed)
             cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), step.epochs)
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
+    cost += _run([r for r in recipe.recovery if r.resets], state.model, bench.recovery_context(seed))
+    bench.laid_out(state.model)
     factors: tuple[Factor, ...] = ()
     if recipe.low_rank is not None:
         factors = factorise(state.model, recipe.low_rank, amounts.ranks)
@@ -244,6 +257,8 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     sparse, spent_on_masks = _sparsified(state.model, recipe, bench, seed)
     cost += spent_on_masks
     cost += _settle(state.model, recipe, bench, seed)
+    # a recovery that gives weights new values knows nothing of masks
+    zero(state.model, sparse.masks)
     selection = bench.base.structure.selection(state.kept)
     spent = Cost(
         trained_samples=cost.trained_samples,
@@ -353,6 +368,63 @@ def _one_sample(bench: Bench) -> object:
     return inputs
 
 
+def _start(recipe: Recipe, bench: Bench, seed: int) -> tuple[_State, ModelEvidence]:
+    """Return the model that everything begins with, uncut, and evidence about it."""
+    structure = bench.base.structure
+    units = {g.name: list(range(g.size)) for g in structure.groups}
+    if recipe.start == "base":
+        return _State(bench.model, structure, units), bench.evidence.with_seed(seed)
+    model = bench.fresh(derive_seed(seed, "start"))
+    return _State(model, structure, units), ModelEvidence(model, structure, bench.source, seed=seed)
+
+
+class _Choice:
+    """Which units one cut keeps. `last` is what was chosen last: amounts, and kept units by group."""
+
+    last: tuple[Amounts, dict[str, list[int]]]
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        bench: Bench,
+        structure: Structure,
+        progress: float,
+        strength: float,
+        notes: dict[str, str],
+    ) -> None:
+        self._recipe, self._bench, self._structure = recipe, bench, structure
+        self._progress, self._strength, self._notes = progress, strength, notes
+
+    def of(self, evidence: ModelEvidence) -> tuple[Amounts, dict[str, list[int]]]:
+        scores = _scores(self._recipe, self._structure, evidence, self._notes)
+        amounts = _repair(self._recipe, self._bench, self._structure, scores, self._progress, self._strength)
+        self.last = amounts, _highest(scores, amounts.counts)
+        return self.last
+
+    def of_model(self, model: nn.Module, seed: int) -> dict[str, list[int]]:
+        return self.of(ModelEvidence(model, self._structure, self._bench.source, seed=seed))[1]
+
+
+def _regularised(recipe: Recipe, bench: Bench, state: _State, choice: _Choice, seed: int) -> tuple[_State, bool, Cost]:
+    """Return the state with a shaped model, and whether the cut has to take what was chosen on the way."""
+    assert recipe.regulariser is not None
+    began = time.perf_counter()
+    model = copy.deepcopy(state.model) if state.model is bench.model else state.model
+    context = RegulariserContext(
+        structure=state.structure,
+        choose=lambda model: choice.of_model(model, seed),
+        data=bench.data,
+        task=bench.task,
+        seed=seed,
+        device=bench.device,
+        mixed_precision=bench.settings.mixed_precision,
+        first=all(len(state.kept[g.name]) == g.size for g in bench.base.structure.groups),
+    )
+    shaped = recipe.regulariser.shape(model, context)
+    cost = Cost(trained_samples=shaped.trained_samples, seconds=time.perf_counter() - began)
+    return dataclasses.replace(state, model=model), shaped.as_chosen, cost
+
+
 @dataclass(frozen=True)
 class _State:
     """The model between two cuts; `kept` are the base model's units that are still there."""
@@ -440,7 +512,7 @@ def _correct(
 
 def _settle(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> Cost:
     """Run the other recovery methods that need no training."""
-    methods = [r for r in recipe.recovery if not r.trains and not r.follows_cut]
+    methods = [r for r in recipe.recovery if not (r.trains or r.follows_cut or r.resets)]
     return _run(methods, model, bench.recovery_context(derive_seed(seed, "settle")))
 
 

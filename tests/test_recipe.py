@@ -69,3 +69,22 @@ def test_steps_of_a_schedule_go_in_equal_parts_of_cost() -> None:
     target = Target(flops_fraction=0.4, params_fraction=0.7)
     assert target.at(0.5) == Target(flops_fraction=0.7, params_fraction=0.85)
     assert target.at(1.0) == target
+
+
+def test_a_training_that_repeats_the_base_models_takes_its_settings() -> None:
+    base = TrainSpec(epochs=12, lr=0.3, batch_size=32, schedule="step", weight_decay=0.001, warmup_fraction=0.2)
+    recipe = Recipe.parse({"recovery": ["reinitialise", {"name": "scratch", "by": "epochs"}], "epochs": 160})
+    made = recipe.trained_like(base)
+    expected = {"lr": 0.3, "batch_size": 32, "schedule": "step", "weight_decay": 0.001, "warmup_fraction": 0.2}
+    assert made.recovery[1].config().items() >= (expected | {"by": "epochs"}).items()
+    assert made.epochs == 12
+    assert Recipe.parse(made.plain()) == made
+    plain = Recipe.parse({})
+    assert plain.trained_like(base) is plain
+
+
+@pytest.mark.parametrize("own", [{"label_smoothing": 0.1}, {"schedule": "step", "milestones": [0.4]}])
+def test_a_training_that_cannot_be_repeated_is_refused(own: dict[str, Any]) -> None:
+    recipe = Recipe.parse({"recovery": ["reinitialise", "scratch"]})
+    with pytest.raises(BadRecipe, match="label smoothing or milestones of its own"):
+        recipe.trained_like(TrainSpec(**own))

@@ -94,6 +94,30 @@ def test_schedules_follow_their_formula() -> None:
     assert rates(schedule="cosine") == pytest.approx([0.961940, 0.691342, 0.308658, 0.038060], abs=1e-5)
     # quarters at 1/8 and 3/8 of the way: a quarter and three quarters of the rise
     assert rates(schedule="constant", warmup_fraction=0.5) == pytest.approx([0.25, 0.75, 1.0, 1.0])
+    assert rates(schedule="step") == pytest.approx([1.0, 1.0, 0.1, 0.01])
+    assert rates(schedule="step", milestones=(0.2,)) == pytest.approx([1.0, 0.1, 0.1, 0.1])
+    assert rates(schedule="step", warmup_fraction=0.25, milestones=(0.5,)) == pytest.approx([0.5, 1.0, 0.1, 0.1])
+
+
+def test_gradients_can_be_changed_before_they_are_clipped_and_used() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+
+    def tenfold() -> None:
+        model.weight.grad.mul_(10)  # type: ignore[union-attr]
+
+    settings = {"momentum": 0.0, "weight_decay": 0.0, "samples": 16, "lr": 0.1, "schedule": "constant"}
+    run(model, loss=lambda m, i, t: m.weight.sum(), on_gradients=tenfold, **settings)
+    assert float(model.weight.detach()) == pytest.approx(-1.0)
+    run(model, loss=lambda m, i, t: m.weight.sum(), on_gradients=tenfold, clip_norm=5.0, **settings)
+    assert float(model.weight.detach()) == pytest.approx(-1.5)
+
+
+def test_training_stops_when_it_was_enough() -> None:
+    steps: list[int] = []
+    report = run(network(), on_step=lambda n, _: steps.append(n), enough=lambda: len(steps) == 2)
+    assert report.samples == 32
+    assert report.steps == 2
 
 
 def test_biases_and_norms_do_not_decay_unless_asked() -> None:

@@ -7,8 +7,12 @@ import torch
 
 from autoprune import rooms
 from autoprune.cost import count_flops
+from autoprune.criteria.bn_scale import BnScale
 from autoprune.errors import BadRecipe, LossNotFinite, UnreachableTarget
+from autoprune.evidence import ModelEvidence
 from autoprune.recipe import Recipe
+from autoprune.regularisers import RegulariserContext, Shaped
+from autoprune.regularisers.network_slimming import NetworkSlimming
 from autoprune.trial import Bench, measure, prepare, run_trial, train_on
 
 QUICK = ({"name": "bn_reestimation"}, {"name": "finetune", "lr": 0.02})
@@ -121,3 +125,70 @@ def test_criterion_that_suits_no_group_says_why(digits_bench: Bench) -> None:
     bench = Bench(make_base(mlp, digits_bench.data.example_inputs), digits_bench.data, digits_bench.task)
     with pytest.raises(BadRecipe, match="criterion 'bn_scale' scores no group of this model: bn_scale needs"):
         prepare(recipe(criterion="bn_scale"), bench, seed=0)
+
+
+SLIMMING = {"name": "network_slimming", "epochs": 0.25, "strength": 0.05, "lr": 0.05}
+
+
+def test_a_regulariser_trains_a_copy_whose_scores_decide(
+    digits_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = copy.deepcopy(digits_bench.base.model.state_dict())
+    seen: list[torch.Tensor] = []
+    real = BnScale.score
+
+    def spied(self: BnScale, group: object, evidence: ModelEvidence) -> torch.Tensor:
+        seen.append(evidence.weight("bn1.weight").clone())
+        return real(self, group, evidence)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BnScale, "score", spied)
+    prepared = prepare(recipe(criterion="bn_scale", regulariser=SLIMMING), digits_bench, seed=0)
+    assert not torch.equal(seen[0], base["bn1.weight"])
+    assert all(torch.equal(v, base[k]) for k, v in digits_bench.base.model.state_dict().items())
+    assert prepared.cost.trained_samples == round(0.25 * len(digits_bench.data.train))
+
+
+def test_a_regulariser_that_chose_is_followed(digits_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cut takes the units named on the way, though the weights were changed since."""
+    chosen: dict[str, list[int]] = {}
+
+    def shape(self: NetworkSlimming, model: torch.nn.Module, context: RegulariserContext) -> Shaped:
+        chosen.update(context.choose(model))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.flip(0))
+        return Shaped(trained_samples=7, as_chosen=True)
+
+    monkeypatch.setattr(NetworkSlimming, "shape", shape)
+    for target in (0.5, 0.3):
+        chosen_recipe = recipe(criterion="l1_norm", regulariser=SLIMMING, target={"flops_fraction": target})
+        prepared = prepare(chosen_recipe, digits_bench, seed=0)
+        assert prepared.kept == chosen
+        assert target - 0.03 < prepared.amounts.flops_fraction <= target
+        assert prepared.cost.trained_samples == 7
+
+
+def test_a_fresh_start_has_new_weights_by_seed_and_leaves_no_trace_of_the_base_model(digits_bench: Bench) -> None:
+    fresh = recipe(start="fresh", recovery=["finetune"], target={"flops_fraction": 1.0})
+    models = [prepare(fresh, digits_bench, seed).compressed.model.state_dict() for seed in (1, 1, 2)]
+    base = digits_bench.base.model.state_dict()
+    for name in ("conv1.weight", "layer2.conv1.weight", "linear.weight"):
+        assert torch.equal(models[0][name], models[1][name])
+        assert not torch.equal(models[0][name], models[2][name])
+        assert not torch.equal(models[0][name], base[name])
+    assert torch.equal(models[0]["bn1.running_mean"], torch.zeros(16))
+    assert torch.equal(models[0]["bn1.weight"], torch.ones(16))
+
+
+def test_a_fresh_start_is_scored_by_its_own_evidence(digits_bench: Bench) -> None:
+    kept = [
+        prepare(recipe(start=start, criterion="taylor_2019"), digits_bench, seed).kept
+        for start, seed in (("base", 0), ("fresh", 0), ("fresh", 1), ("fresh", 0))
+    ]
+    assert kept[0] != kept[1] != kept[2]
+    assert kept[1] == kept[3]
+
+
+def test_a_regulariser_without_a_cut_is_refused() -> None:
+    with pytest.raises(BadRecipe, match="a regulariser prepares a cut of channels"):
+        Recipe.parse({"criterion": None, "low_rank": "svd", "regulariser": "network_slimming"})

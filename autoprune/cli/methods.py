@@ -11,7 +11,8 @@ from autoprune.cli import common
 
 def methods(
     room: Annotated[
-        str | None, typer.Argument(help="criteria, allocation, schedules, lowrank, sparsity, recovery or presets")
+        str | None,
+        typer.Argument(help="criteria, allocation, schedules, regularisers, lowrank, sparsity, recovery or presets"),
     ] = None,
     as_json: common.JsonOption = False,
 ) -> None:

@@ -133,11 +133,12 @@ def compress(
     """Compress a study's model by one recipe, without a search."""
     from autoprune.report.single import compress_study
 
-    chosen = read_recipe(preset, recipe, target_flops, epochs, sparsity)
+    chosen = read_recipe(preset, recipe, target_flops, sparsity)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} exists and is not empty; choose another folder, or remove it first")
     overrides = common.overrides_of(settings, {})
-    outcome = compress_study(study, chosen, seed, out, overrides, lambda text: typer.echo(text, err=True))
+    say = lambda text: typer.echo(text, err=True)  # noqa: E731
+    outcome = compress_study(study, chosen, seed, out, overrides, say, epochs=epochs)
     if as_json:
         common.print_json(plain_outcome(outcome, out))
         return
@@ -175,13 +176,7 @@ def _random_inputs(shape: str) -> torch.Tensor:
     return torch.randn(2, *map(int, parts), generator=torch.Generator().manual_seed(0))
 
 
-def read_recipe(
-    preset: str | None,
-    path: Path | None,
-    target: float | None,
-    epochs: float | None,
-    sparsity: float | None = None,
-) -> Recipe:
+def read_recipe(preset: str | None, path: Path | None, target: float | None, sparsity: float | None = None) -> Recipe:
     """Return the recipe that the flags ask for. Raises BadInput unless exactly one source is given."""
     from autoprune import presets
     from autoprune.recipe import Recipe
@@ -200,9 +195,7 @@ def read_recipe(
     if target is not None:
         check_fraction("--target-flops", target)
         chosen = chosen.with_target(flops_fraction=target)
-    if sparsity is not None:
-        chosen = chosen.with_sparsity(sparsity)
-    return chosen if epochs is None else chosen.model_copy(update={"epochs": epochs})
+    return chosen if sparsity is None else chosen.with_sparsity(sparsity)
 
 
 def plain_outcome(outcome: Outcome, out: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     score_C[c] = mean over the group's normalisations of |gamma_C[c]|
 
 C units of the group. Unit: none (a scale). The sign does not matter: a negative scale is as important.
-This is the score alone; the paper also trains with an L1 penalty on gamma, which is a regulariser.
+This is the score alone; the paper also trains with an L1 penalty on gamma: the regulariser `network_slimming`.
 Extends the paper to units written by several normalised layers: the mean over them.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from autoprune.criteria._base import Criterion
 from autoprune.errors import NotApplicable
 from autoprune.evidence import Evidence, ModelEvidence
+from autoprune.fields import choice
 from autoprune.graph import Group, Role
 
 
@@ -27,7 +28,11 @@ class BnScale(Criterion):
 
     needs: ClassVar[frozenset[str]] = frozenset({Evidence.WEIGHTS})
 
+    streams: bool = choice(True, options=(True, False), help="score residual streams; otherwise they stay whole")
+
     def score(self, group: Group, evidence: ModelEvidence) -> Tensor:
+        if group.is_stream and not self.streams:
+            raise NotApplicable(f"bn_scale leaves residual streams whole (streams: false), and {group.name!r} is one")
         scales = [evidence.slices(p).abs().mean(dim=1) for p in group.places_with(Role.NORM_WEIGHT)]
         if not scales:
             raise NotApplicable(f"bn_scale needs a normalisation with a scale; group {group.name!r} has none")

@@ -69,6 +69,11 @@ class Group:
         """Scales of the normalisation layers that the units pass."""
         return self.places_with(Role.NORM_WEIGHT)
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether several layers write the units: a residual stream, or channels that a layer's output gates."""
+        return len({place.tensor for place in self.producers}) > 1
+
 
 @dataclass(frozen=True)
 class FrozenGroup:

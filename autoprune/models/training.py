@@ -8,7 +8,7 @@ from torch import nn
 from autoprune.data.split import Data
 from autoprune.specs import TrainSpec
 from autoprune.tasks import Task
-from autoprune.training import OnStep, TrainingReport, train
+from autoprune.training import OnStep, TrainingReport, samples_of, train
 
 
 def train_base(
@@ -36,6 +36,7 @@ def train_base(
         momentum=spec.momentum,
         weight_decay=spec.weight_decay,
         schedule=spec.schedule,
+        milestones=spec.milestones,
         warmup_fraction=spec.warmup_fraction,
         label_smoothing=spec.label_smoothing,
         seed=seed,
@@ -46,4 +47,4 @@ def train_base(
 
 def total_samples(data: Data, spec: TrainSpec) -> int:
     """Return how many samples the training will draw."""
-    return max(2, round(spec.epochs * len(data.train)))
+    return samples_of(spec.epochs, data.train)

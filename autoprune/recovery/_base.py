@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -32,7 +33,8 @@ class Cut:
 class RecoveryContext:
     """What a recovery method works with. `teacher` is the base model in eval mode; it must not be changed.
 
-    `cut` is there for methods that say `follows_cut`. `hook` takes part in every step of those that train.
+    `cut` is there for methods that say `follows_cut`. `hook` takes part in every step of those that train. `fresh`
+    makes a model of the base model's architecture with new weights by seed.
     """
 
     data: Data
@@ -43,6 +45,7 @@ class RecoveryContext:
     mixed_precision: bool = False
     cut: Cut | None = None
     hook: StepHook | None = None
+    fresh: Callable[[int], nn.Module] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +66,16 @@ class Recovery(Method):
     """Wins back accuracy after a cut.
 
     Methods with `trains` set get the epochs of a rung. The others run once after every cut: first, before layers are
-    factorised, those that say `follows_cut`, which correct the cut layers one by one; then the rest.
+    factorised, those that say `follows_cut`, which correct the cut layers one by one; then the rest. Those with `resets`
+    run once, behind the last cut and before layers are factorised: they leave nothing of the weights. `like_base` says
+    that a training is to repeat the base model's: a study that trained its base model puts those settings in.
     """
 
     room: ClassVar[str] = "recovery"
     trains: ClassVar[bool]
     follows_cut: ClassVar[bool] = False
+    resets: ClassVar[bool] = False
+    like_base: ClassVar[bool] = False
 
     @abstractmethod
     def recover(self, model: nn.Module, context: RecoveryContext, epochs: float) -> RecoveryCost:

@@ -18,6 +18,7 @@ _ROOM_TITLES = {
     "criteria": "Criteria: which units are worth keeping",
     "allocation": "Allocation: how much from each group",
     "schedules": "Schedules: when how much is cut",
+    "regularisers": "Regularisers: weights shaped by training before the cut",
     "lowrank": "Low rank: layers as products of thinner ones",
     "sparsity": "Sparsity: which single weights become zero",
     "recovery": "Recovery: winning accuracy back",

@@ -20,8 +20,20 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def compress_study(study: str, recipe: Recipe, seed: int, out: Path, overrides: Mapping[str, Any], say: Say) -> Outcome:
+def compress_study(
+    study: str,
+    recipe: Recipe,
+    seed: int,
+    out: Path,
+    overrides: Mapping[str, Any],
+    say: Say,
+    *,
+    epochs: float | None = None,
+) -> Outcome:
     """Compress a study's base model by one recipe and save it as an artefact.
+
+    epochs: in place of the recipe's. A recipe that repeats the base model's training gets the settings of that training
+    where the study does it.
 
     The base model comes from the study's own run folder when it ran with the same settings; otherwise it is prepared
     now, which trains it when the study names no weights. `say` is told the steps.
@@ -31,6 +43,10 @@ def compress_study(study: str, recipe: Recipe, seed: int, out: Path, overrides: 
     from autoprune.trial import run_trial
 
     config = self_contained(load(study, overrides).config)
+    if config.model.weights is None:
+        recipe = recipe.trained_like(config.train_base)
+    if epochs is not None:
+        recipe = recipe.model_copy(update={"epochs": epochs})
     with _prepared(config, say) as run:
         bench = load_bench(run)
         say(f"compressing with {recipe.preset or 'the recipe'}, {recipe.epochs:g} epochs of training")

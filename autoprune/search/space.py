@@ -42,10 +42,11 @@ _ROOM_OF = {
     "criterion": "criteria",
     "allocation": "allocation",
     "schedule": "schedules",
+    "regulariser": "regularisers",
     "low_rank": "lowrank",
     "sparsity": "sparsity",
 }
-_MAY_BE_NULL = frozenset({"criterion", "low_rank", "sparsity"})
+_MAY_BE_NULL = frozenset({"criterion", "regulariser", "low_rank", "sparsity"})
 _NORMALISATION = Choice(
     default="mean",
     options=get_args(Normalisation),

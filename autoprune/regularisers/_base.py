@@ -1,0 +1,65 @@
+"""The contract of the room `regularisers`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from autoprune.rooms import Method
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from autoprune.data import Data
+    from autoprune.graph import Structure
+    from autoprune.tasks import Task
+
+Choose = Callable[["nn.Module"], Mapping[str, list[int]]]
+"""The model as it is now to the units that the recipe would keep of it, by group; groups that stay whole are absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegulariserContext:
+    """What a regulariser works with. `structure` is that of the model as it is before the next cut.
+
+    choose: for methods that have to know which units will go: it scores, allocates and repairs to the target of the
+    next cut by the recipe's own criterion, on the model that it is given.
+    first: nothing was cut yet.
+    """
+
+    structure: Structure
+    choose: Choose
+    data: Data
+    task: Task
+    seed: int
+    device: torch.device
+    mixed_precision: bool = False
+    first: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shaped:
+    """What a regulariser did. as_chosen: the cut has to take what `choose` named last, not what scores say now."""
+
+    trained_samples: int
+    as_chosen: bool = False
+
+
+class Regulariser(Method):
+    """Trains the model before each cut, with an objective that prepares it for the cut.
+
+    It runs before the model is scored, so that scores are those of the shaped model. With several cuts it runs before
+    each of them.
+    """
+
+    room: ClassVar[str] = "regularisers"
+
+    @abstractmethod
+    def shape(self, model: nn.Module, context: RegulariserContext) -> Shaped:
+        """Train the model in place and leave it in eval mode, on the context's device.
+
+        Raises BadRecipe when the model has nothing that it could act on, LossNotFinite or OutOfMemory.
+        """

@@ -1,6 +1,6 @@
 """A compressed model in a folder: what a trial continues from, and what a user picks.
 
-    model.safetensors   the weights, every shared tensor once
+    model.safetensors   the weights, every shared tensor once; masks over single weights, eight in a byte
     autoprune.json      how to build the base model, kept indices by tensor, factorised layers, metrics ...
     recipe.yaml         the recipe
 
@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pydantic
 import torch
 import yaml
@@ -36,6 +37,7 @@ from autoprune.compressed import Compressed, Factor, rebuild
 from autoprune.errors import AutopruneError, BadInput, WrongArtefact
 from autoprune.files import replacing, write_text
 from autoprune.graph import Selection
+from autoprune.masks import Masks
 from autoprune.models import build_model
 from autoprune.recipe import Recipe, read_yaml
 from autoprune.specs import DataSpec, ModelSpec, TaskSpec
@@ -44,6 +46,8 @@ FORMAT_VERSION = 1
 WEIGHTS, MANIFEST, RECIPE = "model.safetensors", "autoprune.json", "recipe.yaml"
 _NEW_WEIGHTS = "model.safetensors.new"
 _SHOWN = 5
+_MASK = "autoprune.mask."
+"""In front of a weight's name, the name of its mask."""
 
 
 class _Plain(BaseModel):
@@ -91,7 +95,8 @@ class Manifest(_Plain):
     model: how to build the base model; None when the user gave an object, of the class `model_class`.
     recipe: as plain data, so that a model made by a method that is not installed here still loads.
     metrics: accuracies in 0..1, costs, and the base model's under names that begin with `base_`.
-    selection, factors, shared, weights_sha256: `save` fills them in.
+    masked: of every masked weight how many entries stay.
+    selection, factors, masked, shared, weights_sha256: `save` fills them in.
     """
 
     format_version: int = FORMAT_VERSION
@@ -110,6 +115,7 @@ class Manifest(_Plain):
     created: str | None = None
     selection: dict[str, Any] = Field(default_factory=dict)
     factors: tuple[FactorRecord, ...] = ()
+    masked: dict[str, int] = Field(default_factory=dict)
     shared: dict[str, str] = Field(default_factory=dict)
     weights_sha256: str = ""
 
@@ -122,6 +128,7 @@ def save(folder: str | Path, compressed: Compressed, manifest: Manifest) -> Mani
     """
     place = Path(folder)
     tensors, shared = _distinct(compressed.model)
+    tensors |= {f"{_MASK}{name}": _packed(mask) for name, mask in compressed.masks.items()}
     write_text(place / RECIPE, yaml.safe_dump(manifest.recipe, sort_keys=False))
     with replacing(place / _NEW_WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
@@ -131,6 +138,7 @@ def save(folder: str | Path, compressed: Compressed, manifest: Manifest) -> Mani
             "factors": tuple(
                 FactorRecord(layer=f.layer, method=dict(f.method), rank=f.rank) for f in compressed.factors
             ),
+            "masked": {name: int(mask.sum()) for name, mask in compressed.masks.items()},
             "shared": shared,
             "weights_sha256": _sha256(place / _NEW_WEIGHTS),
             "model_class": _class_path(compressed.model),
@@ -181,13 +189,15 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
 def load_compressed(folder: str | Path, model: nn.Module | None = None) -> Compressed:
     """Return an artefact's model together with what was kept of the base model. Raises as `load` does."""
     manifest = read_manifest(folder)
-    tensors = _read_weights(Path(folder), manifest)
+    stored = _read_weights(Path(folder), manifest)
+    tensors = {name: value for name, value in stored.items() if not name.startswith(_MASK)}
     uncut = _base_model(manifest) if model is None else copy.deepcopy(model)
     selection = Selection.from_data(manifest.selection)
     factors = tuple(Factor(layer=f.layer, method=f.method, rank=f.rank) for f in manifest.factors)
     small = _rebuilt(uncut, selection, factors, Path(folder))
     _fill(small, tensors | {alias: tensors[name] for alias, name in manifest.shared.items()}, Path(folder))
-    return Compressed(model=small.eval(), selection=selection, factors=factors)
+    found = _masks(small, stored, manifest, Path(folder))
+    return Compressed(model=small.eval(), selection=selection, factors=factors, masks=found)
 
 
 def base_model(folder: str | Path) -> nn.Module:
@@ -226,6 +236,26 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             # a clone: views of one storage would be refused
             tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     return tensors, shared
+
+
+def _packed(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+
+
+def _masks(model: nn.Module, stored: Mapping[str, Tensor], manifest: Manifest, folder: Path) -> Masks:
+    """Return the masks that were saved. Raises WrongArtefact where they do not agree with the weights."""
+    found: Masks = {}
+    weights = dict(model.named_parameters())
+    for name, kept in manifest.masked.items():
+        packed, weight = stored.get(f"{_MASK}{name}"), weights.get(name)
+        if packed is None or weight is None or len(packed) != -(-weight.numel() // 8):
+            raise WrongArtefact(f"{folder}: {WEIGHTS} has no mask for {name} that fits the model")
+        bits = np.unpackbits(packed.numpy(), count=weight.numel())
+        mask = torch.from_numpy(bits.astype(bool)).view(weight.shape)
+        if int(mask.sum()) != kept or bool(weight.detach()[~mask].any()):
+            raise WrongArtefact(f"{folder}: {name} is not zero where its mask says so, or keeps other than {kept}")
+        found[name] = mask
+    return found
 
 
 def _as_json(manifest: Manifest) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from autoprune import rooms
 from autoprune.graph import Selection, apply_selection
 from autoprune.lowrank import LowRank
+from autoprune.masks import Masks
 from autoprune.modules import replace_module
 
 
@@ -25,11 +26,15 @@ class Factor:
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
-    """A cut and factorised model with what was kept of the base model."""
+    """A cut and factorised model with what was kept of the base model.
+
+    `masks` lie over the model's weights, by name; they are empty unless single weights were removed.
+    """
 
     model: nn.Module
     selection: Selection
     factors: tuple[Factor, ...]
+    masks: Masks = field(default_factory=dict)
 
 
 def factorise(model: nn.Module, low_rank: LowRank, ranks: Mapping[str, int]) -> tuple[Factor, ...]:

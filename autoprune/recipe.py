@@ -32,6 +32,7 @@ from autoprune.normalisation import Normalisation
 from autoprune.recovery import Recovery
 from autoprune.regularisers import Regulariser
 from autoprune.schedules import Schedule
+from autoprune.sparsity import Sparsity
 from autoprune.specs import HALF_AND_THREE_QUARTERS, TrainSpec
 from autoprune.validation import validated
 
@@ -54,6 +55,7 @@ SchedulePart = Annotated[InstanceOf[Schedule], BeforeValidator(_from_room("sched
 RegulariserPart = Annotated[InstanceOf[Regulariser], BeforeValidator(_from_room("regularisers")), _out]
 LowRankPart = Annotated[InstanceOf[LowRank], BeforeValidator(_from_room("lowrank")), _out]
 DepthPart = Annotated[InstanceOf[DepthCriterion], BeforeValidator(_from_room("depth")), _out]
+SparsityPart = Annotated[InstanceOf[Sparsity], BeforeValidator(_from_room("sparsity")), _out]
 RecoveryPart = Annotated[InstanceOf[Recovery], BeforeValidator(_from_room("recovery")), _out]
 
 
@@ -71,6 +73,11 @@ class Target(BaseModel):
             raise ValueError("a target needs flops_fraction, params_fraction or both")
         return self
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the base model meets the target as it is."""
+        return self.flops_fraction in (None, 1) and self.params_fraction in (None, 1)
+
     def at(self, progress: float) -> Target:
         """Return the target of a schedule's step that is `progress` (0 to 1) of the way here."""
 
@@ -85,7 +92,8 @@ class Recipe(BaseModel):
 
     `criterion: null` cuts no channels (then `low_rank` or `depth` has to meet the target alone); `low_rank: null`
     factorises nothing, `depth: null` skips no blocks. `min_keep_fraction` is the least share of any group that stays.
-    `regulariser` trains before every cut.
+    `regulariser` trains before every cut. `sparsity` zeroes single weights of what is left after all of that; it leaves
+    FLOPs as they are, so that a recipe of sparsity alone has the target 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -100,6 +108,7 @@ class Recipe(BaseModel):
     """The weights that everything begins with: the base model's, or new ones of the same architecture by seed."""
     regulariser: RegulariserPart | None = None
     low_rank: LowRankPart | None = None
+    sparsity: SparsityPart | None = None
     depth: DepthPart | None = None
     recovery: tuple[RecoveryPart, ...] = Field(default=("bn_reestimation", "finetune"), validate_default=True)
     epochs: float = Field(default=1.0, ge=0)
@@ -108,8 +117,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.criterion is None and self.low_rank is None and self.depth is None:
-            raise ValueError("nothing to do: criterion and low_rank are both null, and so is depth; set one of them")
+        if all(part is None for part in (self.criterion, self.low_rank, self.sparsity, self.depth)):
+            raise ValueError("nothing to do: criterion, low_rank, sparsity and depth are all null; set one of them")
         if self.criterion is None and self.regulariser is not None:
             raise ValueError("a regulariser prepares a cut of channels; it needs a criterion")
         training = [r.name for r in self.recovery if r.trains]
@@ -133,6 +142,7 @@ class Recipe(BaseModel):
             self.schedule,
             self.regulariser,
             self.low_rank,
+            self.sparsity,
             self.depth,
             *self.recovery,
         )
@@ -161,6 +171,17 @@ class Recipe(BaseModel):
     def with_target(self, **fractions: float | None) -> Recipe:
         """Return the recipe with another target."""
         return self.model_copy(update={"target": Target(**fractions)})
+
+    def with_sparsity(self, sparsity: float) -> Recipe:
+        """Return the recipe with another share of zero weights. Raises BadRecipe without a sparsity method."""
+        if self.sparsity is None:
+            known = ", ".join(rooms.names("sparsity"))
+            raise BadRecipe(
+                f"a sparsity of {sparsity:g} was asked for, but the recipe{f' {self.preset}' if self.preset else ''} "
+                f"zeroes no single weights; its `sparsity` must be one of {known}"
+            )
+        changed = rooms.build("sparsity", self.sparsity.config() | {"sparsity": sparsity}, "sparsity")
+        return self.model_copy(update={"sparsity": changed})
 
     def trained_like(self, base: TrainSpec) -> Recipe:
         """Return the recipe with a base model's training in the method that repeats it; without one, itself.

@@ -25,6 +25,7 @@ ROOMS: Mapping[str, str] = {
     "schedules": "Schedule",
     "regularisers": "Regulariser",
     "lowrank": "LowRank",
+    "sparsity": "Sparsity",
     "depth": "DepthCriterion",
     "recovery": "Recovery",
 }

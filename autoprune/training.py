@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,23 @@ from autoprune.tasks import Task, batch_length, device_of, forward
 ModelLoss = Callable[[nn.Module, Any, Any], Tensor]
 OnStep = Callable[[int, float], None]
 OnGradients = Callable[[], None]
+
+
+class StepHook(Protocol):
+    """Takes part in a training, step by step; see `autoprune.masks` for the hooks that there are."""
+
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Called once before the first of `steps` steps."""
+
+    def before_step(self, step: int) -> bool:
+        """Called when the gradients of a step (from 0) are there, before clipping. True: the optimiser leaves it out.
+
+        With data parallelism the gradients are averaged over all replicas by then.
+        """
+
+    def after_step(self, step: int) -> None:
+        """Called after every step, whether the optimiser took it or not."""
+
 
 _STEP_FACTOR = 0.1
 _CHECK_EVERY = 10  # steps between looks at the loss: reading it waits for an accelerator
@@ -62,6 +79,7 @@ def train(
     decay_all: bool = False,
     on_gradients: OnGradients | None = None,
     enough: Callable[[], bool] | None = None,
+    hook: StepHook | None = None,
     on_step: OnStep | None = None,
     deadline: float | None = None,
 ) -> TrainingReport:
@@ -75,6 +93,7 @@ def train(
     decay_all: also decay biases and norm parameters (tensors of one axis), which is off.
     on_gradients(): between the backward pass and the optimiser's step, to change gradients; they are those of the
     loss, unscaled, before clipping. enough(): training stops after the step at which it says so.
+    hook: called before the first step, before and after every step of the optimiser.
     clip_norm: largest norm of the whole gradient. on_step(samples done, loss): after every step.
     deadline: on time.monotonic(); training stops after the step that passes it.
     Everything random derives from `seed`. Raises LossNotFinite, OutOfMemory.
@@ -89,6 +108,8 @@ def train(
     recent: deque[Tensor] = deque(maxlen=_LAST_STEPS)
     model.train()
     with _own_random_state(seed, place), out_of_memory_fails("training"), _eval_mode_after(model):
+        if hook is not None:
+            hook.begin(model, steps_rule, steps_for(samples, batch_size))
         for inputs, targets in training_batches(split, batch_size, samples, seed, augment=augment, device=place):
             size = batch_length(targets)
             for group in steps_rule.param_groups:
@@ -99,9 +120,13 @@ def train(
             value.backward()  # type: ignore[no-untyped-call]
             if on_gradients is not None:
                 on_gradients()
+            skipped = hook is not None and hook.before_step(steps)
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-            steps_rule.step()
+            if not skipped:
+                steps_rule.step()
+            if hook is not None:
+                hook.after_step(steps)
             done, steps = done + size, steps + 1
             recent.append(value.detach())
             if on_step is not None:
@@ -117,6 +142,16 @@ def train(
 def samples_of(epochs: float, split: Split) -> int:
     """Return how many samples so many epochs are, at least 2."""
     return max(2, round(epochs * len(split)))
+
+
+def steps_for(samples: int, batch_size: int) -> int:
+    """Return how many steps `train` takes for so many samples.
+
+    >>> steps_for(96, 32), steps_for(97, 32), steps_for(98, 32)
+    (3, 3, 4)
+    """
+    # a remainder of one sample joins the batch before it, see `training_batches`
+    return max(1, samples // batch_size + (samples % batch_size > 1))
 
 
 def task_loss(task: Task) -> ModelLoss:

@@ -13,7 +13,7 @@ from autoprune.data import Split
 from autoprune.fields import choice, integer, real
 from autoprune.specs import RateSchedule
 from autoprune.tasks import Task
-from autoprune.training import ModelLoss, OnGradients, train
+from autoprune.training import ModelLoss, OnGradients, StepHook, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ class TrainingSettings:
         mixed_precision: bool,
         loss: ModelLoss | None = None,
         decay_all: bool = False,
+        hook: StepHook | None = None,
         on_gradients: OnGradients | None = None,
         enough: Callable[[], bool] | None = None,
     ) -> int:
@@ -84,6 +85,7 @@ class TrainingSettings:
             device=device,
             mixed_precision=mixed_precision,
             decay_all=decay_all,
+            hook=hook,
             on_gradients=on_gradients,
             enough=enough,
         )

@@ -1,4 +1,4 @@
-"""One trial: skip blocks, regularise, score, allocate, repair, cut, factorise, recover, measure.
+"""One trial: skip blocks, regularise, score, allocate, repair, cut, factorise, sparsify, recover, measure.
 
 `run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one
 rung's training, `measure` follows each.
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from autoprune.allocation import AllocationContext
 from autoprune.base import Base, fresh_model
 from autoprune.compressed import Compressed, Factor, factorise
-from autoprune.cost import count_flops, count_params
+from autoprune.cost import count_flops, count_params, count_sparse_flops, sparsity_of
 from autoprune.data import Data
-from autoprune.errors import BadRecipe, NotApplicable
+from autoprune.errors import BadRecipe, NotApplicable, UnreachableTarget
 from autoprune.evidence import Evidence, ModelEvidence, Source
 from autoprune.graph import Structure
+from autoprune.masks import Hold, prunable, zero
 from autoprune.normalisation import normalise
 from autoprune.probe import Probe
 from autoprune.recipe import Recipe, Target
@@ -35,6 +36,7 @@ from autoprune.schedules import Step
 from autoprune.seeds import derive_seed
 from autoprune.settings import TrialSettings
 from autoprune.shortening import shorten
+from autoprune.sparsity import Sparsified, SparsityContext
 from autoprune.tasks import Task, evaluate
 
 
@@ -144,7 +146,11 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a model is worth and costs. Accuracy in 0..1; FLOPs (2 x MACs) of one sample, counted on the model."""
+    """What a model is worth and costs. Accuracy in 0..1; FLOPs (2 x MACs) of one sample, counted on the model.
+
+    `flops` are those of dense kernels, `sparse_flops` what is left of them when no product with a zero weight is
+    computed. `sparsity` is the share of zeros among the weights of convolutions and linear layers.
+    """
 
     accuracy: float
     loss: float
@@ -153,6 +159,9 @@ class Measurement:
     params: int
     flops_fraction: float
     params_fraction: float
+    sparse_flops: int
+    sparse_flops_fraction: float
+    sparsity: float
     cost: Cost
 
 
@@ -181,7 +190,18 @@ class Outcome:
 
 def metrics_of(measured: Measurement) -> dict[str, float]:
     """Return a measurement as plain numbers, as records and artefacts keep them."""
-    names = ("accuracy", "loss", "count", "flops", "params", "flops_fraction", "params_fraction")
+    names = (
+        "accuracy",
+        "loss",
+        "count",
+        "flops",
+        "params",
+        "flops_fraction",
+        "params_fraction",
+        "sparse_flops",
+        "sparse_flops_fraction",
+        "sparsity",
+    )
     return {name: float(getattr(measured, name)) for name in names}
 
 
@@ -193,11 +213,13 @@ def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
     prepared = prepare(recipe, bench, seed)
     model = prepared.compressed.model
     before = measure(model, bench)
-    trained = train_on(model, recipe, bench, derive_seed(seed, "train"), recipe.epochs)
+    compressed, trained = train_compressed(
+        prepared.compressed, recipe, bench, derive_seed(seed, "train"), recipe.epochs
+    )
     after = measure(model, bench) if recipe.epochs > 0 else before
     return Outcome(
         recipe=recipe,
-        compressed=prepared.compressed,
+        compressed=compressed,
         amounts=prepared.amounts,
         validation=after,
         before_training=before,
@@ -207,12 +229,13 @@ def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
 
 
 def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
-    """Cut by the recipe's schedule down to its target, factorise, and run the recovery that needs no training.
+    """Cut by the recipe's schedule down to its target, factorise, zero single weights, recover without training.
 
     A regulariser trains before each cut; scores are then those of the model that it made.
 
     Raises UnreachableTarget when the recipe cannot meet its target, BadRecipe when it suits no group of the model.
     """
+    _check_target(recipe)
     began, cost = time.perf_counter(), Cost()
     state, evidence = _start(recipe, bench, seed)
     notes, told = dict[str, str](), list[str]()
@@ -249,8 +272,12 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     if recipe.low_rank is not None:
         factors = factorise(state.model, recipe.low_rank, amounts.ranks)
         bench.laid_out(state.model)
+    sparse, spent_on_masks = _sparsified(state.model, recipe, bench, seed)
+    cost += spent_on_masks
     cost += _settle(state.model, recipe, bench, seed)
     cost += chooser.cost
+    # a recovery that gives weights new values knows nothing of masks
+    zero(state.model, sparse.masks)
     selection = bench.base.structure.selection(state.kept, state.skipped)
     spent = Cost(
         trained_samples=cost.trained_samples,
@@ -259,21 +286,34 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
         forward_seconds=cost.forward_seconds,
     )
     return Prepared(
-        compressed=Compressed(model=state.model, selection=selection, factors=factors),
+        compressed=Compressed(model=state.model, selection=selection, factors=factors, masks=sparse.masks),
         kept=state.kept,
         amounts=dataclasses.replace(amounts, skipped=state.skipped),
-        notes=(*told, *(f"{group} stays whole: {reason}" for group, reason in notes.items())),
+        notes=(*told, *(f"{group} stays whole: {reason}" for group, reason in notes.items()), *sparse.notes),
         cost=spent,
     )
 
 
-def train_on(model: nn.Module, recipe: Recipe, bench: Bench, seed: int, epochs: float) -> Cost:
+def train_compressed(
+    compressed: Compressed, recipe: Recipe, bench: Bench, seed: int, epochs: float
+) -> tuple[Compressed, Cost]:
+    """Train a compressed model in place as `train_on` does, its masks held or moved; return it with its masks now."""
+    if recipe.sparsity is None or not compressed.masks:
+        return compressed, train_on(compressed.model, recipe, bench, seed, epochs)
+    hook = recipe.sparsity.hold(compressed.masks, derive_seed(seed, "masks"))
+    cost = train_on(compressed.model, recipe, bench, seed, epochs, hook)
+    return dataclasses.replace(compressed, masks=hook.masks), cost
+
+
+def train_on(
+    model: nn.Module, recipe: Recipe, bench: Bench, seed: int, epochs: float, hook: Hold | None = None
+) -> Cost:
     """Train a compressed model in place for `epochs` by the recipe's training recovery, if it has one."""
     method = next((r for r in recipe.recovery if r.trains), None)
     if method is None or epochs <= 0:
         return Cost()
     began = time.perf_counter()
-    spent = method.recover(model, bench.recovery_context(seed), epochs)
+    spent = method.recover(model, dataclasses.replace(bench.recovery_context(seed), hook=hook), epochs)
     return _cost_of(spent, time.perf_counter() - began, forward=False)
 
 
@@ -282,7 +322,9 @@ def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measu
     began = time.perf_counter()
     found = evaluate(model, bench.data.validation, bench.task, bench.settings.eval_batch_size, limit=samples)
     forward_seconds = time.perf_counter() - began
-    flops, params = count_flops(model, _one_sample(bench)), count_params(model)
+    inputs = _one_sample(bench)
+    flops, params = count_flops(model, inputs), count_params(model)
+    sparse_flops = count_sparse_flops(model, inputs, flops)
     return Measurement(
         accuracy=found.accuracy,
         loss=found.loss,
@@ -291,11 +333,53 @@ def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measu
         params=params,
         flops_fraction=flops / bench.base.flops,
         params_fraction=params / bench.base.params,
+        sparse_flops=sparse_flops,
+        sparse_flops_fraction=sparse_flops / bench.base.flops,
+        sparsity=sparsity_of(model),
         cost=Cost(
             forward_samples=found.count,
             seconds=time.perf_counter() - began,
             forward_seconds=forward_seconds,
         ),
+    )
+
+
+def _check_target(recipe: Recipe) -> None:
+    """Raises UnreachableTarget for a recipe that removes single weights only and yet has to save dense cost."""
+    parts = (recipe.criterion, recipe.low_rank, recipe.depth)
+    if all(part is None for part in parts) and not recipe.target.is_whole:
+        raise UnreachableTarget(
+            "a recipe of sparsity alone zeroes single weights and leaves FLOPs and parameters of dense kernels as they "
+            "are; its target must be flops_fraction 1. How many weights go is the method's `sparsity`; a smaller "
+            "target needs a criterion, low_rank or depth as well"
+        )
+
+
+def _sparsified(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> tuple[Sparsified, Cost]:
+    """Zero single weights, in place, as the recipe says."""
+    if recipe.sparsity is None:
+        return Sparsified(masks={}), Cost()
+    if not prunable(model):
+        raise BadRecipe(f"{type(model).__name__} has no convolution or linear layer whose weights could become zero")
+    began, total = time.perf_counter(), Cost()
+
+    def train(model: nn.Module, epochs: float, hook: Hold, *purpose: str | int) -> None:
+        nonlocal total
+        if not any(r.trains for r in recipe.recovery):
+            raise BadRecipe(
+                f"sparsity method {recipe.sparsity and recipe.sparsity.name!r} trains the model, but the recipe has no "
+                "recovery that says how; add finetune or distillation"
+            )
+        total += train_on(model, recipe, bench, derive_seed(seed, "sparsity", *purpose), epochs, hook)
+
+    context = SparsityContext(
+        data=bench.data, task=bench.task, seed=derive_seed(seed, "sparsity"), device=bench.device, train=train
+    )
+    found = recipe.sparsity.sparsify(model, context)
+    return found, Cost(
+        trained_samples=total.trained_samples,
+        forward_samples=total.forward_samples + found.forward_samples,
+        seconds=time.perf_counter() - began,
     )
 
 

@@ -72,6 +72,7 @@ def evaluate(
     if recorded is not None:
         rows.append([f"{found['metric']} recorded by the study (validation)", percent(recorded)])
     rows += [["FLOPs", human(found["flops"])], ["parameters", human(found["params"])]]
+    rows += sparse_rows(found["sparsity"], found["sparse_flops"])
     if latency:
         rows.append(["latency", f"{found['latency_ms']:.3f} ms"])
     out = common.console()
@@ -121,6 +122,9 @@ def compress(
     target_flops: Annotated[
         float | None, typer.Option(help="Share of the FLOPs, in place of the recipe's target.")
     ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of single weights that become zero, in place of the recipe's.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(min=0, help="Epochs of training after the cut.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the trial.")] = 0,
     settings: common.SetOption = None,
@@ -129,7 +133,7 @@ def compress(
     """Compress a study's model by one recipe, without a search."""
     from autoprune.report.single import compress_study
 
-    chosen = read_recipe(preset, recipe, target_flops)
+    chosen = read_recipe(preset, recipe, target_flops, sparsity)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} exists and is not empty; choose another folder, or remove it first")
     overrides = common.overrides_of(settings, {})
@@ -172,7 +176,7 @@ def _random_inputs(shape: str) -> torch.Tensor:
     return torch.randn(2, *map(int, parts), generator=torch.Generator().manual_seed(0))
 
 
-def read_recipe(preset: str | None, path: Path | None, target: float | None) -> Recipe:
+def read_recipe(preset: str | None, path: Path | None, target: float | None, sparsity: float | None = None) -> Recipe:
     """Return the recipe that the flags ask for. Raises BadInput unless exactly one source is given."""
     from autoprune import presets
     from autoprune.recipe import Recipe
@@ -191,7 +195,7 @@ def read_recipe(preset: str | None, path: Path | None, target: float | None) -> 
     if target is not None:
         check_fraction("--target-flops", target)
         chosen = chosen.with_target(flops_fraction=target)
-    return chosen
+    return chosen if sparsity is None else chosen.with_sparsity(sparsity)
 
 
 def plain_outcome(outcome: Outcome, out: Path) -> dict[str, Any]:
@@ -217,12 +221,27 @@ def print_outcome(outcome: Outcome, out: Path) -> None:
         ["before training", percent(outcome.before_training.accuracy)],
         ["FLOPs", f"{human(found.flops)} ({100 * found.flops_fraction:.1f} % of the base model)"],
         ["parameters", f"{human(found.params)} ({100 * found.params_fraction:.1f} %)"],
+        *sparse_rows(found.sparsity, found.sparse_flops, found.sparse_flops_fraction),
+        ["trained on", f"{human(outcome.cost.trained_samples)} samples"],
         ["time", duration(outcome.cost.seconds)],
     ]
     print_mapping(common.console(), f"Saved to {out}", rows, ("", "value"))
     for note in outcome.notes:
         typer.echo(f"Note: {note}")
     typer.echo(f"Next: autoprune evaluate {out}")
+
+
+def sparse_rows(sparsity: float, flops: float, fraction: float | None = None) -> list[list[str]]:
+    """Return the rows about single weights that are zero, none for a model without."""
+    from autoprune.report.tables import human, percent
+
+    if not sparsity:
+        return []
+    share = "" if fraction is None else f" ({100 * fraction:.1f} % of the base model)"
+    return [
+        ["weights that are zero", percent(sparsity)],
+        ["sparse FLOPs, were zeros skipped", f"{human(flops)}{share}"],
+    ]
 
 
 def size(count: int) -> str:

@@ -7,9 +7,11 @@ import time
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
+from autoprune.masks import prunable
 from autoprune.tasks import batch_length, device_of, eval_mode, forward
 
 
@@ -20,6 +22,57 @@ def count_flops(model: nn.Module, inputs: Any) -> int:
     with eval_mode(model), torch.no_grad(), counter:
         forward(model, inputs)
     return int(counter.get_total_flops()) // batch_length(inputs)
+
+
+def count_sparse_flops(model: nn.Module, inputs: Any, flops: int) -> int:
+    """Return the FLOPs for one sample without the products that have a zero weight, of `flops` with them.
+
+    Every zero of a convolution or linear layer saves 2 x the positions at which the layer applies it. A weight that is
+    read past its module's call counts as dense.
+    """
+    zeros = {name.rpartition(".")[0]: _zeros(weight) for name, weight in prunable(model).items()}
+    saved = 0
+
+    def count(zeros: int) -> Any:
+        def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            nonlocal saved
+            saved += 2 * zeros * _positions(module, given[0], output)
+
+        return hook
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(count(number)) for name, number in zeros.items() if number
+    ]
+    if not handles:
+        return flops
+    try:
+        with eval_mode(model), torch.no_grad():
+            forward(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return flops - saved // batch_length(inputs)
+
+
+def sparsity_of(model: nn.Module) -> float:
+    """Return the share of zeros among the weights of convolutions and linear layers."""
+    weights = prunable(model).values()
+    return sum(map(_zeros, weights)) / max(1, sum(w.numel() for w in weights))
+
+
+def _zeros(weight: Tensor) -> int:
+    return int((weight.detach() == 0).sum())
+
+
+def _positions(module: nn.Module, given: Tensor, output: Tensor) -> int:
+    """Return how often a layer applied each of its weights, over the whole batch."""
+    if isinstance(module, nn.Linear):
+        return given.numel() // module.in_features
+    # a transposed convolution spreads every input position, any other gathers for every output position
+    if isinstance(module, _ConvTransposeNd):
+        return given.numel() // module.in_channels
+    assert isinstance(module, _ConvNd)
+    return output.numel() // module.out_channels
 
 
 def count_params(model: nn.Module) -> int:

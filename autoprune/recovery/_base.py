@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from autoprune.evidence import ModelEvidence
     from autoprune.graph import Selection, Structure
     from autoprune.tasks import Task
+    from autoprune.training import StepHook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class Cut:
 class RecoveryContext:
     """What a recovery method works with. `teacher` is the base model in eval mode; it must not be changed.
 
-    `cut` is there for methods that say `follows_cut`. `fresh` makes a model of the base model's architecture with new
-    weights by seed.
+    `cut` is there for methods that say `follows_cut`. `hook` takes part in every step of those that train. `fresh`
+    makes a model of the base model's architecture with new weights by seed.
     """
 
     data: Data
@@ -43,6 +44,7 @@ class RecoveryContext:
     device: torch.device
     mixed_precision: bool = False
     cut: Cut | None = None
+    hook: StepHook | None = None
     fresh: Callable[[int], nn.Module] | None = None
 
 

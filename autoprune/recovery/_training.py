@@ -39,4 +39,5 @@ class _Training(TrainingSettings, Recovery):
             seed=derive_seed(context.seed, "recovery"),
             device=context.device,
             mixed_precision=context.mixed_precision,
+            hook=context.hook,
         )

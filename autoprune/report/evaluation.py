@@ -46,7 +46,7 @@ def evaluate_artefact(
     """
     from autoprune import artefact
     from autoprune.artefact import check_reference
-    from autoprune.cost import count_flops, count_params, latency_ms
+    from autoprune.cost import count_flops, count_params, count_sparse_flops, latency_ms, sparsity_of
     from autoprune.settings import TrialSettings
     from autoprune.tasks import build_task, evaluate
 
@@ -71,6 +71,7 @@ def evaluate_artefact(
     one, _ = next(data.validation.batches(1, limit=1, device=place))
     model.to(place)
     found |= {"flops": count_flops(model, one), "params": count_params(model)}
+    found |= {"sparse_flops": count_sparse_flops(model, one, found["flops"]), "sparsity": sparsity_of(model)}
     if latency:
         found["latency_ms"] = latency_ms(model, one)
     return found | {

@@ -21,6 +21,7 @@ _ROOM_TITLES = {
     "regularisers": "Regularisers: weights shaped by training before the cut",
     "lowrank": "Low rank: layers as products of thinner ones",
     "depth": "Depth: which residual blocks are skipped",
+    "sparsity": "Sparsity: which single weights become zero",
     "recovery": "Recovery: winning accuracy back",
     PRESETS: "Presets: published methods as a choice of parts",
 }

@@ -44,9 +44,10 @@ _ROOM_OF = {
     "schedule": "schedules",
     "regulariser": "regularisers",
     "low_rank": "lowrank",
+    "sparsity": "sparsity",
     "depth": "depth",
 }
-_MAY_BE_NULL = frozenset({"criterion", "regulariser", "low_rank", "depth"})
+_MAY_BE_NULL = frozenset({"criterion", "regulariser", "low_rank", "sparsity", "depth"})
 _NORMALISATION = Choice(
     default="mean",
     options=get_args(Normalisation),

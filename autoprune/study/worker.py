@@ -23,7 +23,7 @@ from autoprune.seeds import derive_seed
 from autoprune.study.jobs import Job, JobResult
 from autoprune.study.run_folder import RunFolder
 from autoprune.tasks import build_task, evaluate
-from autoprune.trial import Bench, Cost, measure, metrics_of, prepare, train_on
+from autoprune.trial import Bench, Cost, measure, metrics_of, prepare, train_compressed
 
 
 def make_worker(folder: Path) -> Worker:
@@ -76,7 +76,7 @@ class Worker:
         if rung != job.rung - 1:
             raise Failure(f"{folder} holds rung {rung} of the trial, rung {job.rung - 1} was expected")
         seed = derive_seed(job.seed, "rung", job.rung)
-        return found, train_on(found.model, recipe, self._bench, seed, job.epochs)
+        return train_compressed(found, recipe, self._bench, seed, job.epochs)
 
     def _test(self, job: Job) -> JobResult:
         bench = self._bench

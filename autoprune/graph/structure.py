@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -175,10 +176,10 @@ class Structure:
         """The cut as plain data: kept indices by tensor and axis, and new values of size attributes."""
         return surgery.select(self, keep)
 
-    def cut(self, model: nn.Module, keep: Keep) -> nn.Module:
-        """Return a really smaller copy of `model`, which stays as it is. Raises WrongArtefact if it does
-        not fit."""
-        return surgery.cut(self, model, keep)
+    def cut(self, model: nn.Module, keep: Keep, dtype: torch.dtype | None = None) -> nn.Module:
+        """Return a really smaller copy of `model`, which stays as it is, in this precision if one is given. Raises
+        WrongArtefact if it does not fit."""
+        return surgery.cut(self, model, keep, dtype)
 
     def mask(self, model: nn.Module, keep: Keep) -> nn.Module:
         """Return a full-size copy whose removed units are zero: what computes, shifts and scales them."""

@@ -40,7 +40,7 @@ def trace(
         plan.lock_unread(traced)
         structure = plan.build(traced, total / tracer.batch_size(inputs), round_to, exclude)
         if verify:
-            return verification.verified(structure, own, inputs, plan.hints_by_group(traced, structure))
+            return verification.verified(structure, own, inputs, plan.hints_by_group(traced, structure), own=True)
         return structure
 
 

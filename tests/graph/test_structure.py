@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.errors import BadInput, UnknownName, WrongArtefact
 from autoprune.graph import Role, Selection, Structure, apply_selection, trace
+from autoprune.graph.bench import Bench
 from autoprune.graph.tracer import as_inputs
-from autoprune.graph.verify import Bench
 
 from .networks import Residual, networks
 

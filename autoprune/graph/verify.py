@@ -140,7 +140,9 @@ class _Trial:
                 full = self._run(model)
             return self._difference(cut, full) or self._cost_problem(saved, keep) or training
         except Exception as error:
-            return Why("verification", failures.failing_module(model, error), failures.short(error))
+            why = Why("verification", failures.failing_module(model, error), failures.short(error))
+            failures.forget(error)
+            return why
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         args, kwargs = self.bench.inputs

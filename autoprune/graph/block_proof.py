@@ -20,30 +20,29 @@ from torch.fx import Node
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.graph import failures, tracer
+from autoprune.graph.bench import Bench, leaves, shapes
 from autoprune.graph.flow import Flow
 from autoprune.graph.labels import Why
 from autoprune.graph.parts import FixedBlock, within
 from autoprune.graph.residuals import Reader
 from autoprune.graph.search import Search
 from autoprune.graph.structure import Structure
-from autoprune.graph.verify import TOLERANCE, Bench, leaves, relative_error
+from autoprune.graph.verify import TOLERANCE, relative_error
 
 
-def proven(
-    structure: Structure, model: nn.Module, inputs: tracer.Inputs, bench: Bench, program: torch.export.ExportedProgram
-) -> Structure:
+def proven(structure: Structure, bench: Bench, program: torch.export.ExportedProgram) -> Structure:
     """Return the structure with only those blocks that proved to be skippable, the others with the reason.
 
-    model, inputs: as traced, for the FLOPs; bench: a copy in float64; program: the traced forward pass.
+    bench: ready, in float64; program: the traced forward pass.
     """
     names = [plan.name for plan in structure.block_plans]
     if not names:
         return structure
-    trial = _Trial(structure, model, inputs, bench, Flow(bench.model, structure, bench.inputs, program))
+    trial = _Trial(structure, bench, Flow(bench.model, structure, bench.inputs, program))
     found: dict[str, Why] = {}
     if trial.problem(names) is not None:
         # The trace may hold types of the model's own precision: one of the copy tells.
-        trial = _Trial(structure, model, inputs, bench, Flow(bench.model, structure, bench.inputs))
+        trial = _Trial(structure, bench, Flow(bench.model, structure, bench.inputs))
         families = {name: re.sub(r"\d+", "*", name) for name in names}
         found = Search(families, _below(names), trial.problem).culprits()
     left = [name for name in names if name not in found]
@@ -71,9 +70,8 @@ def _below(names: Sequence[str]) -> Callable[[str], set[str]]:
 class _Trial:
     """Skips sets of blocks and says what goes wrong."""
 
-    def __init__(self, structure: Structure, model: nn.Module, inputs: tracer.Inputs, bench: Bench, flow: Flow) -> None:
-        self.structure, self.model, self.inputs, self.bench, self.flow = structure, model, inputs, bench, flow
-        self.flops = _counted(model, inputs)
+    def __init__(self, structure: Structure, bench: Bench, flow: Flow) -> None:
+        self.structure, self.bench, self.flow = structure, bench, flow
         self.blocks = {item.path: item for item in Reader(flow.program).residuals() if not item.problem}
 
     def problem(self, names: Sequence[str], training: bool = True) -> Why | None:
@@ -130,11 +128,11 @@ class _Trial:
         return leaves(outputs), (changed or [""])[0]
 
     def _cost_problem(self, names: Sequence[str]) -> Why | None:
-        counted = _counted(self.structure.skip_blocks(self.model, names), self.inputs)
-        saved = (self.flops - counted) / tracer.batch_size(self.inputs)
+        counted = _counted(self.structure.skip_blocks(self.bench.model, names), self.bench.inputs)
+        saved = (self.bench.flops - counted) / tracer.batch_size(self.bench.inputs)
         less = self.structure.without_blocks(names)
         told = self.structure.total_flops(self.structure.sizes) - less.total_flops(less.sizes)
-        if abs(saved - told) <= 1e-6 * max(self.flops, 1.0):
+        if abs(saved - told) <= 1e-6 * max(self.bench.flops, 1.0):
             return None
         return Why("verification", "", f"saves {saved:.0f} FLOPs, the plan says {told:.0f}")
 
@@ -145,7 +143,7 @@ class _Trial:
         less.train().requires_grad_(True)
         with torch.enable_grad():
             outputs = leaves(less(*args, **kwargs))
-            if [tuple(output.shape) for output in outputs] != self.bench.shapes:
+            if shapes(outputs) != self.bench.shapes:
                 return Why("verification", "", "training outputs change their shapes")
             with_gradient = [output.sum() for output in outputs if output.requires_grad]
             if with_gradient:

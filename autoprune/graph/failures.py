@@ -7,6 +7,7 @@ import importlib
 import linecache
 import logging
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +61,16 @@ def _chain(error: BaseException | None) -> Iterator[TracebackType | None]:
     while error is not None:
         yield error.__traceback__
         error = error.__cause__ or error.__context__
+
+
+def forget(error: BaseException) -> None:
+    """Drop what the frames of an error hold: whole models, which would stay until the next garbage collection."""
+    current: BaseException | None = error
+    while current is not None:
+        traceback.clear_frames(current.__traceback__)
+        # f_locals of a running frame is a copy, which holds the error and is held by its traceback.
+        current.__traceback__ = None
+        current = current.__cause__ or current.__context__
 
 
 def short(error: BaseException, limit: int = 200) -> str:

@@ -74,15 +74,20 @@ class _Resized(TorchFunctionMode):
         if func in _VIEWS and not kwargs and len(args) > 1 and isinstance(args[0], Tensor):
             packed = isinstance(args[1], tuple | list)
             sizes = tuple(args[1]) if packed else tuple(args[1:])
-            if all(isinstance(size, int) for size in sizes):
+            if all(isinstance(size, int | torch.SymInt) for size in sizes):
                 return func(args[0], corrected(sizes, args[0].numel(), self.rules))
         return func(*args, **(kwargs or {}))
+
+
+def _is(size: int, old: int) -> bool:
+    """Not for a batch of unknown size, as exports have: to compare it would fix it."""
+    return isinstance(size, int) and size in (old, -1)
 
 
 def corrected(sizes: tuple[int, ...], count: int, rules: Sequence[Rule]) -> tuple[int, ...]:
     """The sizes of the first rule that fits them and the number of elements; else those given."""
     for rank, axes in rules:
-        if rank != len(sizes) or any(sizes[axis] not in (old, -1) for axis, old, _ in axes):
+        if rank != len(sizes) or not all(_is(sizes[axis], old) for axis, old, _ in axes):
             continue
         asked = list(sizes)
         for axis, _, new in axes:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -203,12 +204,14 @@ class Structure:
         """
         return surgery.select(self, keep, skip)
 
-    def cut(self, model: nn.Module, keep: Keep, skip: Sequence[str] = ()) -> nn.Module:
+    def cut(
+        self, model: nn.Module, keep: Keep, skip: Sequence[str] = (), *, dtype: torch.dtype | None = None
+    ) -> nn.Module:
         """Return a really smaller copy of `model`, without the blocks in `skip`. The model stays as it is.
 
-        Raises WrongArtefact if it does not fit.
+        dtype: precision of the copy, if not the model's own. Raises WrongArtefact if the model does not fit.
         """
-        return surgery.cut(self, model, keep, skip)
+        return surgery.cut(self, model, keep, skip, dtype=dtype)
 
     def mask(self, model: nn.Module, keep: Keep) -> nn.Module:
         """Return a full-size copy whose removed units are zero: what computes, shifts and scales them."""

@@ -153,13 +153,22 @@ def _views(structure: Structure, lengths: Mapping[tuple[str, int], int]) -> dict
     }
 
 
-def cut(structure: Structure, model: nn.Module, keep: Keep, skip: Sequence[str] = ()) -> nn.Module:
-    """Return a cut copy. Tensors that are cut and blocks that are skipped are never copied in full."""
+def cut(
+    structure: Structure, model: nn.Module, keep: Keep, skip: Sequence[str] = (), *, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """Return a cut copy. Tensors that are cut and blocks that are skipped are never copied in full.
+
+    dtype: precision of the copy, if not the model's own.
+    """
     found = _select(skipping.without_blocks(structure, skip), keep)
     memo: dict[int, Any] = {}
     for name in dict.fromkeys((*found.kept, *found.scales)):
         tensor = _checked(model, name, structure.tensors[name].shape)
-        memo[id(tensor)] = _cut_tensor(tensor, found.kept.get(name, {}), found.scales.get(name, ()))
+        memo[id(tensor)] = _cut_tensor(tensor, found.kept.get(name, {}), found.scales.get(name, ()), dtype)
+    if dtype is not None:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if id(tensor) not in memo and (tensor.is_floating_point() or tensor.is_complex()):
+                memo[id(tensor)] = _cut_tensor(tensor, {}, (), dtype)
     small = skipping.copied_without(structure, model, skip, memo)
     _set_attributes(small, found.attributes)
     for path, rules in found.views.items():
@@ -256,11 +265,23 @@ def _arrays(name: str, tensor: Tensor, axes: Mapping[int, list[int]]) -> dict[in
     return found
 
 
-def _cut_tensor(tensor: Tensor, axes: Mapping[int, IntArray], scales: Sequence[tuple[IntArray, float]] = ()) -> Tensor:
+def widened(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The type of this tensor in a model of that precision."""
+    return dtype.to_complex() if tensor.is_complex() else dtype if tensor.is_floating_point() else tensor.dtype
+
+
+def _cut_tensor(
+    tensor: Tensor,
+    axes: Mapping[int, IntArray],
+    scales: Sequence[tuple[IntArray, float]] = (),
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     small = tensor.detach()
     # What removes most goes first, so that the second selection copies little.
     for axis in sorted(axes, key=lambda axis: len(axes[axis]) / tensor.shape[axis]):
         small = small.index_select(axis, torch.from_numpy(axes[axis]).to(tensor.device))
+    if dtype is not None:
+        small = small.to(widened(tensor, dtype), copy=not axes)
     if scales:
         factors = np.ones(tensor.shape[0])
         for rows, factor in scales:

@@ -52,7 +52,8 @@ def _verified(structure: Structure, own: nn.Module, inputs: tracer.Inputs, trace
         torch.manual_seed(0)
         bench = verification.bench_for(structure, own, inputs)
         # Blocks first: what they show of the fixed part of the cost does not depend on groups.
-        structure = block_proof.proven(structure, own, inputs, bench, traced.program)
+        with bench.ready():
+            structure = block_proof.proven(structure, bench, traced.program)
     return verification.verified(structure, own, inputs, hints, bench)
 
 

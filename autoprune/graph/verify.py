@@ -11,16 +11,14 @@ import copy
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.graph import failures, preparing, surgery, tracer
+from autoprune.graph.bench import Bench, leaves, shapes
 from autoprune.graph.freezing import without
 from autoprune.graph.labels import Why
 from autoprune.graph.parts import FrozenGroup, IntArray
@@ -37,10 +35,10 @@ Draw = Callable[[int, np.random.Generator], int]
 """How many units of a group of that size to keep."""
 
 
-def bench_for(structure: Structure, model: nn.Module, inputs: tracer.Inputs) -> Bench:
-    """Return what a structure of this model is proven on."""
+def bench_for(structure: Structure, own: nn.Module, inputs: tracer.Inputs) -> Bench:
+    """Return what a structure of this model is proven on; the model itself is used up."""
     unread = any(item.operator == "unread" for item in structure.frozen)
-    return Bench.build(model, inputs, CHANCES if unread else 1)
+    return Bench.build(own, inputs, CHANCES if unread else 1, own=True)
 
 
 def verified(
@@ -56,8 +54,8 @@ def verified(
     """
     with torch.random.fork_rng(preparing.devices(model)), torch.no_grad():
         torch.manual_seed(0)
-        bench = bench or bench_for(structure, model, inputs)
-        for draw in DRAWS:
+        bench = bench or bench_for(structure, copy.deepcopy(model), inputs)
+        for draw in (_up_to_half, _to_one):
             found = _culprits(structure, model, bench, draw)
             if found and (resized := _resized(structure, model, found)) != structure.resized:
                 other = dataclasses.replace(structure, resized=resized)
@@ -69,7 +67,7 @@ def verified(
 
 
 def _culprits(structure: Structure, model: nn.Module, bench: Bench, draw: Draw) -> dict[str, Why]:
-    trial = Trial(dataclasses.replace(structure, round_to=1), bench, draw)
+    trial = _Trial(dataclasses.replace(structure, round_to=1), bench, draw)
     return Search(_families(structure), _under(structure, model), trial.problem).culprits()
 
 
@@ -112,9 +110,6 @@ def _to_one(size: int, generator: np.random.Generator) -> int:
     return 1
 
 
-DRAWS: tuple[Draw, ...] = (_up_to_half, _to_one)
-
-
 def _frozen(structure: Structure, problems: Mapping[str, Why], hints: Mapping[str, Why]) -> dict[str, FrozenGroup]:
     frozen = {}
     for name, problem in problems.items():
@@ -126,111 +121,7 @@ def _frozen(structure: Structure, problems: Mapping[str, Why], hints: Mapping[st
     return frozen
 
 
-@dataclass(frozen=True, eq=False)
-class Bench:
-    """A copy of the model on which errors show, and inputs. training is None when it cannot train on them."""
-
-    model: nn.Module
-    inputs: tracer.Inputs
-    training: tracer.Inputs | None
-    shapes: Any
-    precision: str
-    flops: float
-    chances: int
-
-    @staticmethod
-    def build(model: nn.Module, inputs: tracer.Inputs, chances: int = 1) -> Bench:
-        """In float64 where the model can, else in its own precision."""
-        own = copy.deepcopy(model).eval().requires_grad_(False)
-        for precision in ("float64", "float32"):
-            dtype = getattr(torch, precision)
-            ready, given = own.to(dtype), _random_like(inputs, dtype)
-            counter = FlopCounterMode(display=False)
-            try:
-                with counter:
-                    ready(*given[0], **given[1])
-            except Exception:
-                # Some module makes tensors of a fixed type; float32 is the type it was written for.
-                continue
-            break
-        _randomise(ready)
-        twice = tracer.twice(given)
-        shapes = _train_shapes(ready, twice)
-        return Bench(
-            ready,
-            given,
-            None if isinstance(shapes, Exception) else twice,
-            shapes,
-            precision,
-            float(counter.get_total_flops()),
-            chances,
-        )
-
-
-def _random_like(inputs: tracer.Inputs, dtype: torch.dtype) -> tracer.Inputs:
-    def convert(item: Any) -> Any:
-        if isinstance(item, Tensor) and item.is_floating_point():
-            return item.to(dtype) + torch.randn(item.shape, dtype=dtype, device=item.device)
-        return item
-
-    result: tracer.Inputs = pytree.tree_map(convert, inputs)
-    return result
-
-
-def _randomise(model: nn.Module) -> None:
-    """Replace constant parameters: a scale of zero or equal biases would hide a wrong index."""
-    for name, parameter in model.named_parameters():
-        if (
-            not parameter.is_floating_point()
-            or parameter.numel() < 2
-            or not (parameter == parameter.flatten()[0]).all()
-        ):
-            continue
-        noise = torch.randn_like(parameter)
-        if parameter.dim() > 1:
-            parameter.copy_(noise / (parameter.numel() / parameter.shape[0]) ** 0.5)
-        elif name.endswith("bias"):
-            parameter.copy_(0.2 * noise)
-        else:
-            parameter.copy_(1 + 0.2 * noise)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-            module.running_mean.normal_(0, 0.1)
-            assert module.running_var is not None
-            module.running_var.uniform_(0.5, 1.5)
-
-
-def _train_shapes(model: nn.Module, inputs: tracer.Inputs) -> Any:
-    """Shapes of a training pass, or the exception. Leaves fitting statistics, so that signals keep their
-    size."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    model.train()
-    try:
-        return _shapes(model(*inputs[0], **inputs[1]))
-    except Exception as error:
-        return error
-    finally:
-        model.eval()
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            if norm.running_mean is not None and norm.running_var is not None:
-                norm.running_mean.add_(0.1 * torch.randn_like(norm.running_mean))
-                norm.running_var.mul_(0.8 + 0.4 * torch.rand_like(norm.running_var)).clamp_(min=1e-3)
-
-
-def leaves(output: Any) -> list[Tensor]:
-    """All tensors of an output."""
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _shapes(output: Any) -> list[tuple[int, ...]]:
-    return [tuple(leaf.shape) for leaf in leaves(output)]
-
-
-class Trial:
+class _Trial:
     """Tries sets of groups; a group loses the same units in every set, so that a search finds what failed."""
 
     def __init__(self, structure: Structure, bench: Bench, draw: Draw) -> None:
@@ -246,16 +137,21 @@ class Trial:
     def problem(self, names: Sequence[str]) -> Why | None:
         """What goes wrong when these groups are cut and all others kept."""
         keep = {name: self.keep[name] for name in names}
-        small = self.structure.cut(self.bench.model, keep)
+        model = self.structure.cut(self.bench.model, keep, dtype=self.bench.dtype)
         try:
             with FlopCounterMode(display=False) as counter:
-                cut = self._run(small)
+                cut = self._run(model)
             saved = (self.bench.flops - counter.get_total_flops()) / tracer.batch_size(self.bench.inputs)
-            with surgery.masked(self.structure, self.bench.model, keep) as full:
-                problem = self._difference(cut, self._run(full))
-            return problem or self._cost_problem(saved, keep) or self._training_problem(small)
+            training = self._training_problem(model)
+            # The cut copy goes before the full model takes its place: both at once are too much for large ones.
+            model = self.bench.model
+            with surgery.masked(self.structure, model, keep), self.bench.ready():
+                full = self._run(model)
+            return self._difference(cut, full) or self._cost_problem(saved, keep) or training
         except Exception as error:
-            return Why("verification", failures.failing_module(small, error), failures.short(error))
+            why = Why("verification", failures.failing_module(model, error), failures.short(error))
+            failures.forget(error)
+            return why
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         args, kwargs = self.bench.inputs
@@ -273,8 +169,8 @@ class Trial:
         return Why("verification", "", f"saves {saved:.0f} FLOPs, the plan says {told:.0f}")
 
     def _difference(self, cut: list[Tensor], masked: list[Tensor]) -> Why | None:
-        if _shapes(cut) != _shapes(masked):
-            return Why("verification", "", f"outputs of shape {_shapes(cut)} after the cut, {_shapes(masked)} before")
+        if shapes(cut) != shapes(masked):
+            return Why("verification", "", f"outputs of shape {shapes(cut)} after the cut, {shapes(masked)} before")
         for small, full in zip(cut, masked, strict=True):
             error = relative_error(small, full)
             if not error <= TOLERANCE[self.bench.precision]:
@@ -289,7 +185,7 @@ class Trial:
         args, kwargs = self.bench.training
         for chance in range(self.bench.chances):
             torch.manual_seed(chance)
-            if _shapes(small(*args, **kwargs)) != self.bench.shapes:
+            if shapes(small(*args, **kwargs)) != self.bench.shapes:
                 return Why("verification", "", "training outputs change their shapes")
         return None
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.graph import trace
+from autoprune.graph.bench import Bench
 from autoprune.graph.tracer import as_inputs
-from autoprune.graph.verify import Bench
 
 KINDS = ("conv", "residual", "widen", "dense", "branches", "depthwise", "grouped", "gate", "pool")
 STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(2, 6)), min_size=1, max_size=5)

@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.graph import Selection, Structure, apply_selection, trace
+from autoprune.graph.bench import Bench
 from autoprune.graph.resizing import corrected
 from autoprune.graph.tracer import as_inputs
-from autoprune.graph.verify import Bench
 
 from .transformers import ATTENTION, Grouped, transformer
 

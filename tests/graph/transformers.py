@@ -95,7 +95,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).flatten(2).transpose(1, 2)[:, :4]
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.position
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.position
         for i in range(2):
             x = x + self.scale * self.attention[i](self.norms[2 * i](x))
             x = x + self.mlp[i](self.norms[2 * i + 1](x))

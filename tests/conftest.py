@@ -35,3 +35,14 @@ def digits_bench() -> Bench:
     train_base(model, data, task, TrainSpec(epochs=2), seed=0)
     base = make_base(model, data.example_inputs, spec=ModelSpec(name="digits_resnet", arguments={"num_classes": 10}))
     return Bench(base, data, task, TrialSettings(evidence_batches=4, evidence_batch_size=32, device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def deep_bench() -> Bench:
+    """Nine residual blocks, seven of which can be skipped, trained for three epochs on digits; not to be changed."""
+    data = build_data({"name": "digits"})
+    spec = ModelSpec(name="resnet20_cifar", arguments={"num_classes": 10, "in_channels": 1})
+    model, task = build_model(spec), build_task()
+    train_base(model, data, task, TrainSpec(epochs=3), seed=0)
+    base = make_base(model, data.example_inputs, spec=spec)
+    return Bench(base, data, task, TrialSettings(evidence_batches=4, evidence_batch_size=32, device="cpu"))

@@ -254,3 +254,29 @@ def test_user_function_by_reference(compressed: Compressed, tmp_path: Path, monk
 
 def uncut(model: nn.Module) -> Compressed:
     return Compressed(model=model, selection=Selection({}, {}, {}), factors=())
+
+
+def test_skipped_blocks_come_back_in_a_fresh_process(tmp_path: Path) -> None:
+    spec = ModelSpec(name="resnet20_cifar", arguments={"num_classes": 10, "in_channels": 1})
+    model = build_model(spec, seed=7)
+    structure = trace(model, torch.zeros(2, 1, 8, 8), verify=False)
+    skip = ["layer1.1", "layer3.2"]
+    keep = {name: range(0, size, 2) for name, size in zip(structure.names, structure.group_sizes, strict=True)}
+    keep = {name: list(kept) for name, kept in keep.items() if name in structure.without_blocks(skip).names}
+    small = structure.cut(model, keep, skip).eval()
+    factors = factorise(small, Svd(), {"layer2.1.conv2": 4})
+    compressed = Compressed(model=small, selection=structure.selection(keep, skip), factors=factors)
+    artefact.save(tmp_path / "small", compressed, Manifest(model=spec, recipe=Recipe()))
+    loaded = artefact.load_compressed(tmp_path / "small")
+    assert torch.equal(outputs(loaded.model), outputs(small))
+    assert loaded.selection.skipped == {"layer1.1": 0, "layer3.2": 0}
+    code = (
+        "import sys, torch, autoprune; torch.set_num_threads(1); m = autoprune.load(sys.argv[1]);"
+        "print(m(torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)).double().sum().item(), m.layer1[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "small")], capture_output=True, text=True, check=True
+    )
+    total, block = done.stdout.split(maxsplit=1)
+    assert float(total) == pytest.approx(float(outputs(small).double().sum()), rel=1e-6)
+    assert block.strip() == "Skipped(BasicBlock)"

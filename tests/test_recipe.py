@@ -12,12 +12,14 @@ def test_yaml_round_trip_keeps_every_value() -> None:
     allocation: {name: per_group, keep_fraction: {'layer1.*': 0.4}}
     schedule: {name: iterative, count: 4}
     low_rank: {name: svd, rank_fraction: 0.7}
+    depth: {name: sr_init, tau: 0.6}
     recovery: [bn_reestimation, {name: distillation, lr: 0.02}]
     target: {flops_fraction: 0.35}
     """
     recipe = Recipe.from_yaml(text)
     again = Recipe.from_yaml(recipe.to_yaml())
     assert again == recipe
+    assert "tau: 0.6" in recipe.to_yaml()
     assert "epochs_between: 0.1" in recipe.to_yaml()  # defaults are spelled out
     assert again.allocation.config() == {"name": "per_group", "keep_fraction": {"layer1.*": 0.4}}
 
@@ -40,6 +42,7 @@ def test_default_recipe_is_uniform_l1() -> None:
         ({"target": {"flops_fraction": None}}, "a target needs flops_fraction, params_fraction or both"),
         ({"normalisation": "big"}, "recipe: normalisation: .*'none', 'mean', .* got 'big'"),
         ({"criterion": None}, "nothing to do: criterion, low_rank, sparsity and depth are all null"),
+        ({"depth": {"name": "sr_init", "share": 1.5}}, "SrInit.share must be from 0 to 1, got 1.5"),
         ({"recovery": ["finetune", "distillation"]}, "only one method may train, got finetune and distillation"),
         ({"epochs": "many"}, "recipe: epochs: .*got 'many'"),
         ({"schedule": {"name": "iterative", "count": 0}}, "Iterative.count must be from 1 to 100, got 0"),

@@ -130,9 +130,7 @@ def test_criterion_that_suits_no_group_says_why(digits_bench: Bench) -> None:
 SLIMMING = {"name": "network_slimming", "epochs": 0.25, "strength": 0.05, "lr": 0.05}
 
 
-def test_a_regulariser_trains_a_copy_whose_scores_decide(
-    digits_bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_regulariser_trains_a_copy_whose_scores_decide(digits_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     base = copy.deepcopy(digits_bench.base.model.state_dict())
     seen: list[torch.Tensor] = []
     real = BnScale.score
@@ -192,3 +190,66 @@ def test_a_fresh_start_is_scored_by_its_own_evidence(digits_bench: Bench) -> Non
 def test_a_regulariser_without_a_cut_is_refused() -> None:
     with pytest.raises(BadRecipe, match="a regulariser prepares a cut of channels"):
         Recipe.parse({"criterion": None, "low_rank": "svd", "regulariser": "network_slimming"})
+
+
+@pytest.mark.parametrize("depth", rooms.names("depth"))
+@pytest.mark.parametrize(
+    "allocation", ["uniform", {"name": "per_group", "keep_fraction": {"layer*.conv1": 0.4, "layer3.2.conv1": 0.3}}]
+)
+def test_depth_and_channels_meet_the_target_together(depth: str, allocation: object, deep_bench: Bench) -> None:
+    chosen = recipe(
+        depth={"name": depth, "share": 0.6},
+        allocation=allocation,
+        criterion="taylor_2019",
+        target={"flops_fraction": 0.4},
+    )
+    prepared = prepare(chosen, deep_bench, seed=0)
+    model, skipped = prepared.compressed.model, prepared.amounts.skipped
+    assert len(skipped) == 3
+    assert prepared.notes[0].startswith("depth skips 3 of the 6 blocks")
+    assert not any(name.startswith(block) for name in prepared.kept for block in skipped)
+    counted = count_flops(model, deep_bench.data.example_inputs)
+    assert counted == round(prepared.amounts.flops_fraction * deep_bench.base.flops)
+    assert 0.37 < counted / deep_bench.base.flops <= 0.4
+    rebuilt = deep_bench.base.structure.cut(deep_bench.model, prepared.kept, skipped)
+    assert [p.shape for p in rebuilt.parameters()] == [p.shape for p in model.parameters()]
+
+
+def test_depth_ranks_and_steps_in_one_recipe(deep_bench: Bench) -> None:
+    chosen = recipe(
+        depth={"name": "random", "share": 0.4},
+        schedule={"name": "iterative", "count": 2, "epochs_between": 0.05},
+        low_rank={"name": "svd", "rank_fraction": {"layer*.conv2": 0.5}},
+        target={"flops_fraction": 0.35},
+    )
+    prepared = prepare(chosen, deep_bench, seed=0)
+    measured = measure(prepared.compressed.model, deep_bench)
+    assert prepared.compressed.factors
+    assert prepared.amounts.skipped
+    assert measured.flops == round(prepared.amounts.flops_fraction * deep_bench.base.flops)
+    assert measured.params == round(prepared.amounts.params_fraction * deep_bench.base.params)
+    assert 0.32 < measured.flops_fraction <= 0.35
+
+
+def test_depth_alone_takes_the_fewest_blocks_and_trains(deep_bench: Bench) -> None:
+    chosen = recipe(depth={"name": "sr_init", "n_seeds": 1}, criterion=None, target={"flops_fraction": 0.6}, epochs=0.2)
+    outcome = run_trial(chosen, deep_bench, seed=0)
+    base = deep_bench.base.structure
+    assert outcome.amounts.counts.keys() == set(base.without_blocks(outcome.amounts.skipped).names)
+    assert len(outcome.amounts.skipped) == 4
+    assert outcome.validation.flops == base.without_blocks(outcome.amounts.skipped).flops()
+    assert outcome.validation.flops_fraction <= 0.6
+    fewer = base.without_blocks(outcome.amounts.skipped[:3])
+    assert fewer.flops() / base.flops() > 0.6
+    with pytest.raises(UnreachableTarget, match="reachable range"):
+        prepare(chosen.with_target(flops_fraction=0.2), deep_bench, seed=0)
+    nearest = recipe(depth={"name": "random", "unreachable": "nearest"}, criterion=None, target={"flops_fraction": 0.2})
+    reached = prepare(nearest, deep_bench, seed=0)
+    assert 0.2 < reached.amounts.flops_fraction < 0.42
+    assert "is not met: it is the nearest block count" in reached.notes[0]
+
+
+def test_recipes_without_depth_are_as_they_were(deep_bench: Bench) -> None:
+    prepared = prepare(recipe(target={"flops_fraction": 0.5}), deep_bench, seed=0)
+    assert prepared.amounts.skipped == ()
+    assert prepared.notes == ()

@@ -224,7 +224,7 @@ def _print_blocks(structure: dict[str, Any]) -> None:
         for b in structure["blocks"]
     ]
     together = share(sum(b["flops_share"] for b in structure["blocks"]))
-    title = f"Blocks that can be skipped: {len(blocks)}, together {together} of the FLOPs"
+    title = f"Blocks that can be skipped: {len(blocks)} ({together} of the FLOPs)"
     tables.print_mapping(out, title, blocks, ("block", "first of its stage", "FLOPs", "parameters"))
     fixed = [[b["name"], b["reason"]] for b in structure["fixed_blocks"]]
     if fixed:

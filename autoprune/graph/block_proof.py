@@ -8,6 +8,7 @@ to be those of the plan. All blocks are tried at once and half of them; culprits
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils.flop_counter import FlopCounterMode
 
+from autoprune.errors import TraceFailed
 from autoprune.graph import failures, tracer
 from autoprune.graph.bench import Bench, leaves, shapes
 from autoprune.graph.flow import Flow
@@ -38,11 +40,13 @@ def proven(structure: Structure, bench: Bench, program: torch.export.ExportedPro
     names = [plan.name for plan in structure.block_plans]
     if not names:
         return structure
-    trial = _Trial(structure, bench, Flow(bench.model, structure, bench.inputs, program))
+    given = bench.inputs[1] or bench.inputs[0]
+    trial = _Trial(structure, bench, Flow(bench.model, structure, given, program))
     found: dict[str, Why] = {}
     if trial.problem(names) is not None:
-        # The trace may hold types of the model's own precision: one of the copy tells.
-        trial = _Trial(structure, bench, Flow(bench.model, structure, bench.inputs))
+        with contextlib.suppress(TraceFailed):
+            # The trace may hold types of the model's own precision: one of the copy tells, where there is one.
+            trial = _Trial(structure, bench, Flow(bench.model, structure, given))
         families = {name: re.sub(r"\d+", "*", name) for name in names}
         found = Search(families, _below(names), trial.problem).culprits()
     left = [name for name in names if name not in found]
@@ -72,6 +76,7 @@ class _Trial:
 
     def __init__(self, structure: Structure, bench: Bench, flow: Flow) -> None:
         self.structure, self.bench, self.flow = structure, bench, flow
+        self.given = bench.inputs[1] or bench.inputs[0]
         self.blocks = {item.path: item for item in Reader(flow.program).residuals() if not item.problem}
 
     def problem(self, names: Sequence[str], training: bool = True) -> Why | None:
@@ -121,10 +126,10 @@ class _Trial:
                 entries[node] = result.clone()
             return result
 
-        for node, value in zip(self.flow.nodes, self.flow.arguments(self.bench.inputs), strict=False):
+        for node, value in zip(self.flow.nodes, self.flow.arguments(self.given), strict=False):
             if node in entries:
                 entries[node] = value.clone()
-        outputs = self.flow.run(self.bench.inputs, see)
+        outputs = self.flow.run(self.given, see)
         return leaves(outputs), (changed or [""])[0]
 
     def _cost_problem(self, names: Sequence[str]) -> Why | None:

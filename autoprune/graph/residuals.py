@@ -113,14 +113,14 @@ class Reader:
         if name == "add":
             return self._added(path, node)
         found = self._carried(path, source)
-        if isinstance(found, _Carried) and (name == "relu" or name in _CLAMPS):
-            allowed = _not_negative(found.entry) if name == "relu" else _clamped_alike(found.entry, node)
-            behind = "the input can be negative" if name == "relu" else "the input may lie outside its limits"
-            return found if allowed else f"{name} follows the addition and {behind}"
-        if isinstance(found, _Carried):
-            where = "follows the addition" if found.additions else "is on the shortcut"
-            return f"{name}{self._at(path, node)} {where}"
-        return found
+        if not isinstance(found, _Carried):
+            return found
+        where = f"{name}{self._at(path, node)} {'follows the addition' if found.additions else 'is on the shortcut'}"
+        if name == "relu":
+            return found if _not_negative(found.entry) else f"{where}, and the input can be negative"
+        if name in _CLAMPS:
+            return found if _clamped_alike(found.entry, node) else f"{where}, and the input may lie outside its limits"
+        return where
 
     def _added(self, path: str, node: Node) -> _Carried | str:
         first, second = (*node.args, None)[:2]

@@ -86,3 +86,15 @@ def test_check(run: Run) -> None:
     assert plain["structure"]["flops"] == 1_527_040
     assert plain["targets"] == {"flops=0.5": "reachable", "flops=0.35": "reachable", "flops=0.25": "reachable"}
     assert plain["forecast"]["jobs"][0] >= 24
+
+
+def test_check_shows_blocks(run: Run) -> None:
+    said = run("check", "digits", "--set", "search_space=depth")
+    assert said.exit_code == 0, said.output
+    assert "Blocks that can be skipped: 1 (38.63 % of the FLOPs)" in said.stdout
+    assert "conv2d (layer2.shortcut.0) is on the shortcut" in said.stdout
+    structure = json.loads(run("check", "digits", "--set", "search_space=depth", "--json").stdout)["structure"]
+    (block,) = structure["blocks"]
+    assert (block["name"], block["first_of_stage"]) == ("layer1", True)
+    assert block["flops_share"] == 589_824 / 1_527_040
+    assert [fixed["name"] for fixed in structure["fixed_blocks"]] == ["layer2", "layer3"]

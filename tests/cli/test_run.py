@@ -144,6 +144,49 @@ def test_compress_with_a_preset(run: Run, tmp_path: Path) -> None:
     assert run("evaluate", tmp_path / "small").exit_code == 0
 
 
+def test_compress_by_depth_takes_the_nearest_block_count_and_says_so(run: Run, tmp_path: Path) -> None:
+    flags = ("--epochs", 0, "--set", "train_base.epochs=0.2")
+    said = run(
+        "compress",
+        "digits",
+        "--preset",
+        "sr_init",
+        "--target-flops",
+        0.5,
+        "--out",
+        tmp_path / "small",
+        "--json",
+        *flags,
+    )
+    assert said.exit_code == 0, said.output
+    plain = json.loads(said.stdout)
+    # the only block without a projection has 589,824 of the 1,527,040 FLOPs
+    assert plain["metrics"]["flops"] == 1_527_040 - 589_824
+    assert "skips 1 of the 1 blocks that may be skipped: layer1" in plain["notes"][0]
+    assert "flops_fraction 0.5, is not met: it is the nearest block count" in plain["notes"][0]
+    assert json.loads(run("evaluate", tmp_path / "small", "--json").stdout)["flops"] == 937_216
+    exported = run("export", tmp_path / "small", "--format", "onnx", "--json")
+    assert exported.exit_code == 0, exported.output
+    (tmp_path / "r.yaml").write_text("criterion: null\ndepth: {name: sr_init, allow_first: true}\n")
+    refused = run("compress", "digits", "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "no", *flags)
+    assert refused.exit_code == 2
+    assert "the reachable range is 0.614 to 1 of the FLOPs" in refused.stderr
+    assert not (tmp_path / "no").exists()
+
+
+def test_study_over_depth_and_channels(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "deep"
+    space = {"depth": {"name": "random", "share": "search", "allow_first": True}, "criterion": "l1_norm"}
+    said = run(
+        "launch", "digits", "--run-dir", folder, *TINY, "--set", f"search_space={json.dumps(space)}",
+        "--set", "baselines=[uniform_l1]", "--target-flops", 0.4,
+    )  # fmt: skip
+    assert said.exit_code == 0, said.output
+    assert json.loads(run("status", folder, "--json").stdout)["trials"]["failed"] == 0
+    report = (folder / "report.html").read_text()
+    assert "of 16" in report
+
+
 def test_compress_with_a_recipe_file(run: Run, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("criterion: l2_norm\nrecovery: [bn_reestimation]\nepochs: 0\n")
     said = run(

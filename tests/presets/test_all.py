@@ -29,6 +29,13 @@ def test_l1_filters_is_what_the_paper_does() -> None:
     )
 
 
+def test_sr_init_is_depth_alone() -> None:
+    recipe = presets.load("sr_init")
+    assert (recipe.criterion, recipe.low_rank) == (None, None)
+    assert recipe.depth is not None
+    assert recipe.depth.config() | {"name": "sr_init", "n_seeds": 1, "allow_first": True} == recipe.depth.config()
+
+
 def test_unknown_preset() -> None:
     with pytest.raises(UnknownName, match="Did you mean 'l1_filters'"):
         presets.load("l1_filter")

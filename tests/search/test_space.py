@@ -212,3 +212,15 @@ def test_a_function_must_return_a_recipe():
     made = load_space("builtins:repr")
     with pytest.raises(BadRecipe, match="must return a Recipe, got str"):
         drawn(made)
+
+
+def test_depth_is_searched_together_with_channels():
+    made = load_space("depth")
+    assert {("depth", "sr_init"), ("depth", "random"), ("criteria", "taylor_2019")} <= set(made.methods())
+    names = [d.name for d in made.dimensions(ITEMS)]
+    assert {"depth", "depth.sr_init.share", "depth.random.share"} <= set(names)
+    recipe, params = drawn(made)
+    assert made.encode(recipe, ITEMS) == params
+    assert parse_space({"depth": None}, "space").suggest(None, ITEMS).depth is None
+    # what has no range worth searching keeps its default
+    assert not [d for d in space(depth="search").dimensions(ITEMS) if d.name.endswith(".count")]

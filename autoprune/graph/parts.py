@@ -175,3 +175,14 @@ class View:
     module: str
     rank: int
     axes: tuple[tuple[int, int, str], ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of an axis that the code of a module names by fixed numbers (split, slice, narrow): the rank of the
+    tensor, the axis, and (full length, counter) of what lies before, inside and behind. No counter: nothing there."""
+
+    module: str
+    rank: int
+    axis: int
+    lengths: tuple[tuple[int, str], ...]

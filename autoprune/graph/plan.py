@@ -91,6 +91,7 @@ def build(traced: Traced, total_flops: float, round_to: int, exclude: Sequence[s
         products=tuple(rel.products),
         rescales=rescales,
         views=tuple(rel.views),
+        parts=tuple(rel.parts),
         resized=(),
         flops_fixed=total_flops - counted,
         layers=tuple(_layers(traced)),

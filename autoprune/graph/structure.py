@@ -23,6 +23,7 @@ from autoprune.graph.parts import (
     Group,
     IntArray,
     Layer,
+    Part,
     Place,
     Product,
     Rescale,
@@ -42,7 +43,7 @@ class Structure:
 
     `axes` are those axes of parameters and buffers that hold units; `counters` are label counts that only
     size attributes, products and views use.
-    `resized` are the modules whose `views` follow a cut. `flops_fixed` is what no group changes. Everything else is
+    `resized` are the modules whose `views` and `parts` follow a cut. `flops_fixed` is what no group changes. Everything else is
     derived.
     """
 
@@ -57,6 +58,7 @@ class Structure:
     products: tuple[Product, ...]
     rescales: tuple[Rescale, ...]
     views: tuple[View, ...]
+    parts: tuple[Part, ...]
     resized: tuple[str, ...]
     flops_fixed: float
     layers: tuple[Layer, ...]

@@ -148,6 +148,17 @@ class Relations:
             self.roles.pop(key, None)
             self.roles[key] = role
 
+    def computed(self, op: Operation, weight: Value) -> None:
+        """A weight that is computed from a parameter of its module: that one is the producer, if only in reports."""
+        module = self.modules.get(op.module)
+        if module is None:
+            return
+        for name, parameter in module.named_parameters():
+            main = f"{op.module}.{name}" if op.module else name
+            if tuple(parameter.shape) == weight.shape and main in self.owners:
+                self.roles.setdefault((main, 0), Role.OUTPUT)
+                return
+
     def size(self, value: Value | None, axis: int, attribute: str, multiply: int = 1, divide: int = 1) -> None:
         """Note that `attribute` of the modules that hold this tensor counts the kept indices of that axis."""
         if value is None or value.source is None:

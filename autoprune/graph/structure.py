@@ -43,8 +43,8 @@ class Structure:
 
     `axes` are those axes of parameters and buffers that hold units; `counters` are label counts that only
     size attributes, products and views use.
-    `resized` are the modules whose `views` and `parts` follow a cut. `flops_fixed` is what no group changes. All else is
-    derived.
+    `resized` are the modules whose `views` and `parts` follow a cut. `flops_fixed` is what no group changes. All else
+    is derived.
     """
 
     names: tuple[str, ...]

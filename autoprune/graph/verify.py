@@ -24,11 +24,14 @@ from autoprune.graph import surgery, tracer
 from autoprune.graph.freezing import without
 from autoprune.graph.labels import Why
 from autoprune.graph.parts import FrozenGroup, IntArray
+from autoprune.graph.rules.elementwise import NOT_ZERO
 from autoprune.graph.search import Search
 from autoprune.graph.structure import Structure
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 """Largest allowed difference, relative to the largest output; float32 only where float64 cannot run."""
+
+_DIFFER = "cut and masked outputs differ"
 
 Draw = Callable[[int, np.random.Generator], int]
 """How many units of a group of that size to keep."""
@@ -133,6 +136,8 @@ def _frozen(structure: Structure, problems: Mapping[str, Why], hints: Mapping[st
     frozen = {}
     for name, problem in problems.items():
         hint = hints.get(name)
+        if hint and hint.reason == NOT_ZERO and _DIFFER not in problem.reason:
+            hint = None
         reason = f"{hint.reason} ({problem.reason})" if hint else problem.reason
         why = hint or problem
         size = structure.group_sizes[structure.names.index(name)]
@@ -291,7 +296,7 @@ class _Trial:
         for small, full in zip(cut, masked, strict=True):
             error = relative_error(small, full)
             if not error <= TOLERANCE[self.bench.precision]:
-                return Why("verification", "", f"cut and masked outputs differ by {error:.1e} of the largest")
+                return Why("verification", "", f"{_DIFFER} by {error:.1e} of the largest")
         return None
 
     def _training_problem(self, small: nn.Module) -> Why | None:

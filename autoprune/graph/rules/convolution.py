@@ -94,6 +94,7 @@ def _lock_positions(op: Operation, rel: Relations, value: Value, weight: Value, 
     for axis in weight.axes[2:]:
         rel.labels.lock(axis, op.why("a kernel axis"))
     if weight.source is None:
+        rel.computed(op, weight)
         rel.lock_all(weight, op.why("the weight is computed in the forward pass"))
 
 

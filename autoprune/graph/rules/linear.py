@@ -22,6 +22,7 @@ def linear(op: Operation, rel: Relations) -> tuple[Value, ...]:
     rel.size(weight, 0, "out_features")
     rel.size(weight, 1, "in_features")
     if weight.source is None:
+        rel.computed(op, weight)
         rel.lock_all(weight, op.why("the weight is computed in the forward pass"))
     else:
         positions = math.prod(value.shape[:-1]) / rel.batch

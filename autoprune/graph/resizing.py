@@ -26,7 +26,8 @@ PartRule = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 RULES_NAME = "_autoprune_views"
 PARTS_NAME = "_autoprune_parts"
 _VIEWS: frozenset[Any] = frozenset({Tensor.view, Tensor.reshape, torch.reshape})
-_SPLITS: frozenset[Any] = frozenset({torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes})
+_BY_SIZES: tuple[Any, ...] = (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
+_SPLITS: frozenset[Any] = frozenset(_BY_SIZES)
 _NARROWS: frozenset[Any] = frozenset({torch.narrow, Tensor.narrow})
 
 

@@ -85,7 +85,8 @@ def _resized(
 ) -> tuple[str, ...]:
     """Modules whose sizes could follow the cut: the innermost around each failure that fixes any, or where
     nothing raised those that the hints name; and their like."""
-    paths = {site.module for site in (*structure.views, *structure.parts) if site.module}
+    paths = {view.module for view in structure.views} | {part.module for part in structure.parts}
+    paths.discard("")
     around = {_innermost(paths, why.module) for why in problems if why.module}
     if any(not why.module for why in problems) or not around - {""}:
         around |= {hint.module for hint in hints.values()} & paths

@@ -1,10 +1,12 @@
 """Which published models can be cut: every one traced, verified, cut to half and checked, in a process of its own.
 
     python benchmarks/coverage.py [--out coverage.jsonl] [--only 'torchvision/*'] [--limit 300] [--torch-pruning]
+    python benchmarks/coverage_report.py coverage.jsonl --torch-pruning tp.jsonl > docs/coverage.md
 
 All torchvision classification and segmentation models and the timm models of `coverage_models.py`, with random
 weights (nothing is downloaded). Finished models in --out are not run again, so an interrupted run goes on where it
 stopped. --again runs them anyway; --workers runs several at once. --torch-pruning needs an --out of its own.
+Limits are seconds of processor time, so that a busy machine changes no result; a tenfold wall time ends a run too.
 
 exact: cut equals masked in float64 within 1e-9 (1e-4 where only float32 runs), FLOPs and parameters as predicted,
 every parameter that had a gradient still has one, shapes kept in training, state_dict round trip.
@@ -16,6 +18,8 @@ import argparse
 import contextlib
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -27,7 +31,7 @@ from typing import Any
 
 TABLE = (
     ("exact", "exact"), ("prunable", "prunable"), ("half_flops", "at half"), ("groups", "groups"),
-    ("trace_s", "trace s"), ("verify_s", "verify s"), ("copy_ms", "copy ms"), ("cut_ms", "cut ms"),
+    ("trace_cpu_s", "trace s"), ("verify_cpu_s", "verify s"), ("copy_ms", "copy ms"), ("cut_ms", "cut ms"),
 )  # fmt: skip
 
 
@@ -35,29 +39,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("coverage.jsonl"))
     parser.add_argument("--only", default="*", help="glob of torchvision/<name> or timm/<name>")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds for each model")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds of processor time for each model")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="run what --out already holds")
     parser.add_argument("--torch-pruning", action="store_true", help="the same with Torch-Pruning, if installed")
     parser.add_argument("--summary", action="store_true", help="only print the table of --out")
-    parser.add_argument("--markdown", action="store_true", help="only print every row of --out as a Markdown table")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(options.limit), int(options.limit) + 5))
         print("RESULT " + json.dumps(_child(options.child, options.torch_pruning)))
-        return
-    if options.markdown:
-        _markdown(_read(options.out))
         return
     if not options.summary:
         _run_all(options)
-    _summary(_read(options.out))
+    _summary(read(options.out))
 
 
 def _run_all(options: argparse.Namespace) -> None:
     from coverage_models import names
 
-    done = set() if options.again else {row["model"] for row in _read(options.out)}
+    done = set() if options.again else {row["model"] for row in read(options.out)}
     wanted = [name for name in names() if fnmatch(name, options.only) and name not in done]
     with ThreadPoolExecutor(options.workers) as pool, options.out.open("a") as out:
         for row in pool.map(lambda name: _measured(name, options), wanted):
@@ -67,17 +68,27 @@ def _run_all(options: argparse.Namespace) -> None:
 
 
 def _measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", name, *(["--torch-pruning"] if options.torch_pruning else [])]
+    command = [sys.executable, __file__, "--child", name, "--limit", str(options.limit)]
+    command += ["--torch-pruning"] if options.torch_pruning else []
     start = time.perf_counter()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10 * options.limit, env=environment)
         lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         row = json.loads(lines[-1][7:]) if lines else {"error": f"exit status {done.returncode}: {last}"}
+        if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL) and not lines:
+            row = {"error": f"more than {options.limit:g} s, or killed"}
     except subprocess.TimeoutExpired:
-        row = {"error": f"more than {options.limit:g} s"}
-    return {"model": name, **row, "seconds": round(time.perf_counter() - start, 1)}
+        row = {"error": f"more than {10 * options.limit:g} s of wall time"}
+    return {"model": name, **row, "seconds": round(time.perf_counter() - start, 1), "commit": _commit()}
+
+
+def _commit() -> str:
+    """The state of the engine, with a + when files were changed since."""
+    folder = Path(__file__).parent
+    run = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--match", "no-tag"]
+    return subprocess.run(run, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def _child(name: str, torch_pruning: bool) -> dict[str, Any]:
@@ -105,22 +116,25 @@ def _autoprune(model: Any, example: Any) -> dict[str, Any]:
     from autoprune.graph import trace
 
     model.eval()
-    row: dict[str, Any] = {"input": list(example.shape)}
+    row: dict[str, Any] = {"input": list(example.shape), "versions": _versions()}
+    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    before = _resident()
     try:
-        with _timed(row, "trace_s"):
-            trace(model, example, verify=False)
-        with _timed(row, "both_s"):
+        with _timed(row, "both"), _verification_timed(row):
             structure = trace(model, example)
-        row["verify_s"] = round(row["both_s"] - row["trace_s"], 2)
     except AutopruneError as error:
         return {**row, "error": f"{type(error).__name__}: {error}"}
+    for unit in ("s", "cpu_s"):
+        row[f"trace_{unit}"] = round(row.pop(f"both_{unit}") - row[f"verify_{unit}"], 2)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    row["memory"] = round((peak - before) / size, 2)
     keep = {name: list(range(0, size, 2)) for name, size in zip(structure.names, structure.group_sizes, strict=True)}
     for key, work in (("copy_ms", lambda: copy.deepcopy(model)), ("cut_ms", lambda: structure.cut(model, keep))):
         times = []
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             work()
-            times.append(1e3 * (time.perf_counter() - start))
+            times.append(1e3 * (time.process_time() - start))
         row[key] = round(sorted(times)[2], 1)
     full = structure.total_flops(structure.sizes)
     row["parameters"] = structure.params()
@@ -144,9 +158,40 @@ def _kinds(structure: Any) -> list[str]:
 
 @contextlib.contextmanager
 def _timed(row: dict[str, Any], key: str) -> Iterator[None]:
-    start = time.perf_counter()
+    """Note wall and processor seconds."""
+    start, work = time.perf_counter(), time.process_time()
     yield
-    row[key] = round(time.perf_counter() - start, 2)
+    row[f"{key}_s"] = round(time.perf_counter() - start, 2)
+    row[f"{key}_cpu_s"] = round(time.process_time() - work, 2)
+
+
+@contextlib.contextmanager
+def _verification_timed(row: dict[str, Any]) -> Iterator[None]:
+    """Time the verification inside a trace."""
+    from autoprune.graph import verify
+
+    original = verify.verified
+
+    def verified(*args: Any) -> Any:
+        with _timed(row, "verify"):
+            return original(*args)
+
+    verify.verified = verified
+    try:
+        yield
+    finally:
+        verify.verified = original
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "torchvision", "timm")}
 
 
 def _reasons(structure: Any) -> dict[str, int]:
@@ -221,7 +266,7 @@ def _with_gradient(model: Any, example: Any) -> set[str]:
     return found
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[dict[str, Any]]:
     """The newest row of each model."""
     if not path.exists():
         return []
@@ -236,15 +281,6 @@ def _line(row: dict[str, Any]) -> str:
         return f"{row['model']:44} FAILED  {row['error'][:150]}"
     cells = " ".join(f"{title} {row.get(key)}" for key, title in TABLE)
     return f"{row['model']:44} {cells} {'; '.join(row.get('wrong', []))}"
-
-
-def _markdown(rows: Sequence[dict[str, Any]]) -> None:
-    print("| model | " + " | ".join(title for _, title in TABLE) + " |\n|" + "---|" * (len(TABLE) + 1))
-    for row in sorted(rows, key=lambda row: row["model"], reverse=True):
-        if "error" in row:
-            print(f"| {row['model']} | {row['error'][:100]} |" + " |" * (len(TABLE) - 1))
-        else:
-            print(f"| {row['model']} | " + " | ".join(str(row.get(key)) for key, _ in TABLE) + " |")
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> None:

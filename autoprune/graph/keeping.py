@@ -157,6 +157,12 @@ def restrict(structure: Structure, keep: Keep) -> Structure:
             else v
             for v in structure.views
         ),
+        parts=tuple(
+            dataclasses.replace(p, lengths=tuple((lengths.get(name, n), name) for n, name in p.lengths))
+            if p.module not in structure.resized
+            else p
+            for p in structure.parts
+        ),
         layers=tuple(_narrowed(layer, row) for layer, row in zip(structure.layers, widths, strict=True)),
         fingerprint=digest,
     )

@@ -48,13 +48,15 @@ Definition = tuple[IntArray, IntArray]
 @dataclass(frozen=True, eq=False)
 class Components:
     """roots (N,): the smallest label of each label's component. locks (N,): index into `whys` of its first
-    lock, -1 without. parts: root of a defined component -> roots of the open components it depends on. grid (N,):
+    lock, -1 without. parts: root of a defined component -> roots of the open components it depends on,
+    locked_parts: of those that are locked. grid (N,):
     1 + which axis of a split a label came from, 0 for all others."""
 
     roots: IntArray
     locks: IntArray
     whys: tuple[Why, ...]
     parts: Mapping[int, tuple[int, ...]]
+    locked_parts: Mapping[int, tuple[int, ...]]
     grid: IntArray
 
     def leaves(self, labels: IntArray) -> tuple[IntArray, IntArray]:
@@ -149,7 +151,8 @@ class Labels:
         grid_N = np.zeros(self.count, dtype=np.int64)
         for labels, place in self._grid:
             np.maximum.at(grid_N, roots_N[labels], place)
-        return Components(roots_N, lock_N, whys, _parts(defined, lock_N), grid_N)
+        locked = {root: tuple(f for f in factors if lock_N[f] >= 0) for root, factors in defined.items()}
+        return Components(roots_N, lock_N, whys, _parts(defined, lock_N), locked, grid_N)
 
 
 def _defined(

@@ -218,3 +218,14 @@ class FixedBlock:
 def within(path: str, name: str) -> bool:
     """Whether a module or tensor of that name is the module at `path` or below it."""
     return name == path or name.startswith(f"{path}.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of an axis that the code of a module names by fixed numbers (split, slice, narrow): the rank of the
+    tensor, the axis, and (full length, counter) of what lies before, inside and behind. No counter: nothing there."""
+
+    module: str
+    rank: int
+    axis: int
+    lengths: tuple[tuple[int, str], ...]

@@ -17,6 +17,7 @@ from autoprune.graph.freezing import without
 from autoprune.graph.labels import Components, IntArray, Why
 from autoprune.graph.parts import AxisPlan, FrozenGroup, Layer, Rescale, Role, Tensor, Term
 from autoprune.graph.relations import Key, Relations
+from autoprune.graph.rules.elementwise import NOT_ZERO
 from autoprune.graph.structure import Structure
 from autoprune.graph.tracer import Traced
 
@@ -92,10 +93,16 @@ def build(traced: Traced, total_flops: float, round_to: int, exclude: Sequence[s
         products=tuple(rel.products),
         rescales=rescales,
         views=tuple(rel.views),
+        parts=tuple(rel.parts),
         resized=(),
         flops_fixed=total_flops - counted,
         layers=tuple(_layers(traced)),
-        frozen=(*_frozen(candidates, rel), *_opaque(rel), *_never_read(unread, traced)),
+        frozen=(
+            *_frozen(candidates, rel),
+            *_locked_factors(traced, solved),
+            *_opaque(rel),
+            *_never_read(unread, traced),
+        ),
         unsupported=tuple(rel.unsupported),
         round_to=round_to,
         verified="no",
@@ -148,7 +155,8 @@ def hints_by_group(traced: Traced, structure: Structure) -> dict[str, Why]:
                 if unit >= 0:
                     group_of_root.setdefault(root, structure.names[owner])
     hints: dict[str, Why] = {}
-    for labels, why in traced.relations.hints:
+    # What names numbers in Python code explains more than a function does.
+    for labels, why in sorted(traced.relations.hints, key=lambda hint: hint[1].reason == NOT_ZERO):
         for root in np.unique(solved.roots[labels]).tolist():
             if root in group_of_root:
                 hints.setdefault(group_of_root[root], why)
@@ -289,6 +297,28 @@ def _opaque(rel: Relations) -> Iterator[FrozenGroup]:
     """Weights that no rule follows, and layers whose weight is no parameter."""
     for name, (size, why) in rel.opaque.items():
         yield FrozenGroup(name, size, why.operator, why.module, why.reason)
+
+
+def _locked_factors(traced: Traced, solved: Components) -> Iterator[FrozenGroup]:
+    """Heads, or dimensions of a head, that stay whole although the other factor of the same rows can be cut."""
+    kinds = _kinds(traced, solved)
+    seen: set[int] = set()
+    for key, role in traced.relations.roles.items():
+        if role is not Role.OUTPUT:
+            continue
+        roots = np.unique(solved.roots[_labels(traced, key)]).tolist()
+        factors = {f for root in roots if solved.locks[root] < 0 for f in solved.locked_parts.get(root, ())}
+        found: dict[tuple[str, int], int] = {}
+        for factor in sorted(factors - seen):
+            if factor in kinds:
+                at = (kinds[factor], int(solved.locks[factor]))
+                found[at] = found.get(at, 0) + 1
+        seen |= factors
+        for (kind, lock), size in found.items():
+            if size > 1:
+                why = solved.whys[lock]
+                name = f"{_owner(key, traced.relations)}#{kind}"
+                yield FrozenGroup(name, size, why.operator, why.module, why.reason)
 
 
 def _never_read(unread: Sequence[str], traced: Traced) -> list[FrozenGroup]:

@@ -12,7 +12,7 @@ from typing import cast
 from torch import nn
 
 from autoprune.graph.labels import Axis, IntArray, Labels, Value, Why
-from autoprune.graph.parts import Call, Product, Role, SizeAttribute, View
+from autoprune.graph.parts import Call, Part, Product, Role, SizeAttribute, View
 
 Key = tuple[str, int]
 """Name of a parameter, buffer or counter, and its axis."""
@@ -119,6 +119,7 @@ class Relations:
     counters: dict[str, IntArray] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
     views: dict[View, None] = field(default_factory=dict)
+    parts: dict[Part, None] = field(default_factory=dict)
     kinds: list[tuple[IntArray, str]] = field(default_factory=list)
     rescalings: dict[tuple[str, bytes], Rescaling] = field(default_factory=dict)
     hints: list[tuple[IntArray, Why]] = field(default_factory=list)
@@ -228,6 +229,16 @@ class Relations:
             (i, len(labels), self.counted(labels)) for i, labels in enumerate(result.axes) if labels is not None
         )
         self.views.setdefault(View(module, len(result.shape), axes))
+
+    def part(self, op: Operation, value: Value, axis: int, start: int, stop: int) -> None:
+        """Note a range of an axis that stands as numbers in the code of a module."""
+        labels = value.axes[axis]
+        if labels is None or stop - start >= len(labels):
+            return
+        self.hints.append((labels, op.why("Python code splits these channels at fixed numbers")))
+        pieces = (labels[:start], labels[start:stop], labels[stop:])
+        lengths = tuple((len(piece), self.counted(piece) if len(piece) else "") for piece in pieces)
+        self.parts.setdefault(Part(op.module, len(value.shape), axis, lengths))
 
     def rescale(self, query: Value, op: Operation) -> None:
         """Attention divides by the root of the width of its queries: after a cut the layer that computes the

@@ -1,12 +1,13 @@
-"""Modules whose code fixes the sizes of a view: after a cut their views ask for the sizes that are left.
+"""Modules whose code fixes sizes of views, splits and slices: after a cut they ask for the sizes that are left.
 
-Code such as `x.reshape(B, N, C)` with C taken from the input cannot follow when heads are removed. A module with such
-code gets a subclass of its own class, whose forward pass runs the same code under a mode that corrects the sizes of
-`view` and `reshape`. Verification proves the result like any other cut. The subclass copies and pickles.
+Code such as `x.reshape(B, N, C)` with C taken from the input, or `x.split([32, 64], 1)`, cannot follow when channels
+are removed. A module with such code gets a subclass of its own class, whose forward pass runs the same code under a
+mode that corrects these sizes. Verification proves the result like any other cut. The subclass copies and pickles.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,19 +20,26 @@ from autoprune.graph.adapters import FORWARDS
 
 Rule = tuple[int, tuple[tuple[int, int, int], ...]]
 """Rank of a view, and (axis, size in the code, size to ask for) of the axes that were cut."""
+PartRule = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+"""Rank, axis, and the lengths before, inside and behind a range: in the code, and those to take."""
 
 RULES_NAME = "_autoprune_views"
+PARTS_NAME = "_autoprune_parts"
 _VIEWS: frozenset[Any] = frozenset({Tensor.view, Tensor.reshape, torch.reshape})
+_BY_SIZES: tuple[Any, ...] = (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
+_SPLITS: frozenset[Any] = frozenset(_BY_SIZES)
+_NARROWS: frozenset[Any] = frozenset({torch.narrow, Tensor.narrow})
 
 
-def resize(module: nn.Module, rules: Sequence[Rule]) -> None:
-    """Let the views of this module, changed in place, follow the rules."""
+def resize(module: nn.Module, rules: Sequence[Rule], parts: Sequence[PartRule] = ()) -> None:
+    """Let the views, splits and slices of this module, changed in place, follow the rules."""
     base = getattr(type(module), "_autoprune_base", type(module))
     module.__class__ = _resized_class(base)
     if isinstance(module, nn.MultiheadAttention):
         # Or nn.TransformerEncoderLayer goes around this module, by a fused kernel for the full width.
         module._qkv_same_embed_dim = False
     setattr(module, RULES_NAME, [(int(rank), tuple(tuple(axis) for axis in axes)) for rank, axes in rules])
+    setattr(module, PARTS_NAME, [(int(rank), int(axis), tuple(old), tuple(new)) for rank, axis, old, new in parts])
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
@@ -50,7 +58,7 @@ def _made(base: type[nn.Module], own: Callable[..., Any] | None) -> type[nn.Modu
         rules = getattr(self, RULES_NAME)
         if own is not None:
             return own(self, rules, *args, **kwargs)
-        with _Resized(rules):
+        with _Resized(rules, getattr(self, PARTS_NAME)):
             return base.forward(self, *args, **kwargs)
 
     def reduce(self: Any, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]:
@@ -66,17 +74,25 @@ def _new(base: type[nn.Module]) -> nn.Module:
 
 
 class _Resized(TorchFunctionMode):
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], parts: Sequence[PartRule]) -> None:
         super().__init__()
         self.rules = rules
+        self.parts = parts
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func in _VIEWS and not kwargs and len(args) > 1 and isinstance(args[0], Tensor):
             packed = isinstance(args[1], tuple | list)
             sizes = tuple(args[1]) if packed else tuple(args[1:])
             if all(isinstance(size, int | torch.SymInt) for size in sizes):
                 return func(args[0], corrected(sizes, args[0].numel(), self.rules))
-        return func(*args, **(kwargs or {}))
+        elif self.parts and func in _SPLITS:
+            return _split(*args, **kwargs, rules=self.parts)
+        elif self.parts and func in _NARROWS:
+            return _narrow(*args, **kwargs, rules=self.parts)
+        elif self.parts and func is Tensor.__getitem__:
+            return args[0][sliced(args[1], tuple(args[0].shape), self.parts)]
+        return func(*args, **kwargs)
 
 
 def _is(size: int, old: int) -> bool:
@@ -96,3 +112,71 @@ def corrected(sizes: tuple[int, ...], count: int, rules: Sequence[Rule]) -> tupl
         if known == count or (-1 in asked and known and count % known == 0):
             return tuple(asked)
     return sizes
+
+
+def _split(
+    tensor: Tensor, split_size: Any, dim: int = 0, *, rules: Sequence[PartRule], **named: Any
+) -> tuple[Tensor, ...]:
+    sizes = [split_size] if isinstance(split_size, int) else list(split_size)
+    axis = dim % tensor.dim()
+    found = shares(sizes, isinstance(split_size, int), (tensor.dim(), axis, tensor.shape[axis]), rules)
+    return torch.split(tensor, split_size if found is None else found, dim)
+
+
+def shares(
+    sizes: Sequence[int], equal: bool, place: tuple[int, int, int], rules: Sequence[PartRule]
+) -> list[int] | None:
+    """Sizes of a split whose parts all have a rule; None if not. place: rank, axis and the length there is."""
+    rank, axis, length = place
+    fitting = {old: new for r, a, old, new in reversed(rules) if (r, a) == (rank, axis) and sum(new) == length}
+    for full in dict.fromkeys(sum(old) for old in fitting):
+        asked = [min(sizes[0], full - start) for start in range(0, full, sizes[0])] if equal else sizes
+        if sum(asked) != full:
+            continue
+        starts = itertools.accumulate(asked, initial=0)
+        found = [fitting.get((start, size, full - start - size)) for start, size in zip(starts, asked, strict=False)]
+        taken = [new[1] for new in found if new is not None]
+        if len(taken) == len(asked) and sum(taken) == length:
+            return taken
+    return None
+
+
+def _narrow(tensor: Tensor, dim: int, start: Any, length: int, *, rules: Sequence[PartRule]) -> Tensor:
+    axis = dim % tensor.dim()
+    if not isinstance(start, int):
+        return torch.narrow(tensor, dim, start, length)
+    if start < 0:
+        whole = next((sum(old) for r, a, old, new in rules if (r, a) == (tensor.dim(), axis)), tensor.shape[axis])
+        start += whole
+    first, last = _range(slice(start, start + length), (tensor.dim(), axis, tensor.shape[axis]), rules)
+    return torch.narrow(tensor, dim, first, last - first)
+
+
+def sliced(index: Any, shape: tuple[int, ...], rules: Sequence[PartRule]) -> Any:
+    """An index into a tensor of that shape, with those of its slices corrected that a rule fits."""
+    items = index if isinstance(index, tuple) else (index,)
+    if any(not (item is None or item is Ellipsis or isinstance(item, int | slice)) for item in items):
+        return index
+    taken = sum(item is not None and item is not Ellipsis for item in items)
+    result, axis = [], 0
+    for item in items:
+        if isinstance(item, slice) and item.step in (None, 1) and (item.start, item.stop) != (None, None):
+            item = slice(*_range(item, (len(shape), axis, shape[axis]), rules))
+        result.append(item)
+        axis += len(shape) - taken if item is Ellipsis else int(item is not None)
+    return tuple(result)
+
+
+def _range(given: slice, place: tuple[int, int, int], rules: Sequence[PartRule]) -> tuple[Any, Any]:
+    rank, axis, length = place
+    for r, a, old, new in rules:
+        if (r, a) != (rank, axis) or sum(new) != length or not _whole_numbers(given):
+            continue
+        start, stop, _ = given.indices(sum(old))
+        if (start, stop - start) == (old[0], old[1]):
+            return new[0], new[0] + new[1]
+    return given.start, given.stop
+
+
+def _whole_numbers(given: slice) -> bool:
+    return all(bound is None or isinstance(bound, int) for bound in (given.start, given.stop))

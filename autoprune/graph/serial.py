@@ -18,6 +18,7 @@ from autoprune.graph.parts import (
     FrozenGroup,
     IntArray,
     Layer,
+    Part,
     Product,
     Rescale,
     Role,
@@ -40,6 +41,7 @@ def to_json(structure: Structure) -> str:
         data[name] = [[p.tensor, p.axis, p.role.value, p.module, _runs(p.units)] for p in getattr(structure, name)]
     for name in ("attributes", "terms", "products", "layers", "frozen", "block_plans", "fixed_blocks"):
         data[name] = [dataclasses.asdict(item) for item in data[name]]
+    data["parts"] = [[p.module, p.rank, p.axis, p.lengths] for p in structure.parts]
     data["views"] = [[v.module, v.rank, v.axes] for v in structure.views]
     data["rescales"] = [[r.tensor, r.rows.tolist(), r.counter, r.length] for r in structure.rescales]
     data["tensors"] = {name: [list(t.shape), t.is_parameter] for name, t in structure.tensors.items()}
@@ -64,6 +66,10 @@ def from_json(text: str) -> dict[str, Any]:
         data["views"] = tuple(
             View(module, rank, tuple((axis, length, name) for axis, length, name in axes))
             for module, rank, axes in data["views"]
+        )
+        data["parts"] = tuple(
+            Part(module, rank, axis, tuple((length, name) for length, name in lengths))
+            for module, rank, axis, lengths in data["parts"]
         )
         data["rescales"] = tuple(Rescale(t, np.array(r, dtype=np.int64), c, n) for t, r, c, n in data["rescales"])
         data["frozen"] = tuple(FrozenGroup(**item) for item in data["frozen"])

@@ -57,8 +57,10 @@ def without_blocks(structure: Structure, names: Sequence[str]) -> Structure:
     products = tuple(product for product in structure.products if stays(product.module))
     rescales = tuple(item for item in structure.rescales if stays(item.tensor))
     views = tuple(view for view in structure.views if stays(view.module))
+    parts = tuple(part for part in structure.parts if stays(part.module))
     used = {name for product in products for name, _ in product.axes}
     used |= {item.counter for item in rescales} | {name for view in views for *_, name in view.axes}
+    used |= {name for part in parts for _, name in part.lengths}
     less = dataclasses.replace(
         structure,
         tensors={name: tensor for name, tensor in structure.tensors.items() if stays(name)},
@@ -70,6 +72,7 @@ def without_blocks(structure: Structure, names: Sequence[str]) -> Structure:
         products=products,
         rescales=rescales,
         views=views,
+        parts=parts,
         resized=tuple(path for path in structure.resized if stays(path)),
         flops_fixed=structure.flops_fixed - sum(p.flops_fixed for p in structure.block_plans if p.name in gone),
         layers=tuple(layer for layer in structure.layers if stays(layer.name)),

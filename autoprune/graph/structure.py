@@ -27,6 +27,7 @@ from autoprune.graph.parts import (
     Group,
     IntArray,
     Layer,
+    Part,
     Place,
     Product,
     Rescale,
@@ -46,9 +47,9 @@ class Structure:
 
     `axes` are those axes of parameters and buffers that hold units; `counters` are label counts that only
     size attributes, products and views use.
-    `resized` are the modules whose `views` follow a cut. `flops_fixed` is what no group changes. `block_plans` are the
-    residual blocks that can be skipped, `fixed_blocks` those that cannot, `skipped` what this model does without
-    already. Everything else is derived.
+    `resized` are the modules whose `views` and `parts` follow a cut. `flops_fixed` is what no group changes.
+    `block_plans` are the residual blocks that can be skipped, `fixed_blocks` those that cannot, `skipped` what this
+    model does without already. Everything else is derived.
     """
 
     names: tuple[str, ...]
@@ -62,6 +63,7 @@ class Structure:
     products: tuple[Product, ...]
     rescales: tuple[Rescale, ...]
     views: tuple[View, ...]
+    parts: tuple[Part, ...]
     resized: tuple[str, ...]
     flops_fixed: float
     layers: tuple[Layer, ...]

@@ -34,6 +34,7 @@ class Selection:
     kept: {tensor: {axis: kept indices}}; attributes: {module: {attribute: new value}}; shapes: {tensor:
     shape before}; scales: {tensor: [(rows before the cut, factor)]} keep the scale of attention whose heads became
     narrower; views: {module: [(rank, [(axis, size in the code, size to ask for)])]} for modules whose code fixes them;
+    parts: {module: [(rank, axis, lengths in the code, lengths to take)]} likewise, before, inside and behind a range.
     skipped: {module path of a block that is taken out: the argument that takes the place of its result}.
     """
 
@@ -43,6 +44,7 @@ class Selection:
     scales: Mapping[str, list[tuple[list[int], float]]] = field(default_factory=dict)
     views: Mapping[str, list[resizing.Rule]] = field(default_factory=dict)
     skipped: Mapping[str, int | str] = field(default_factory=dict)
+    parts: Mapping[str, list[resizing.PartRule]] = field(default_factory=dict)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON; axes become strings there."""
@@ -53,6 +55,7 @@ class Selection:
             "scales": {name: [[rows, factor] for rows, factor in items] for name, items in self.scales.items()},
             "views": {m: [[rank, [list(a) for a in axes]] for rank, axes in rules] for m, rules in self.views.items()},
             "skipped": dict(self.skipped),
+            "parts": {m: [[r, axis, [*old], [*new]] for r, axis, old, new in x] for m, x in self.parts.items()},
         }
 
     @staticmethod
@@ -77,6 +80,13 @@ class Selection:
                     for module, rules in data.get("views", {}).items()
                 },
                 {str(path): _argument(value) for path, value in data.get("skipped", {}).items()},
+                {
+                    str(module): [
+                        (int(rank), int(axis), tuple(int(n) for n in old), tuple(int(n) for n in new))
+                        for rank, axis, old, new in rules
+                    ]
+                    for module, rules in data.get("parts", {}).items()
+                },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WrongArtefact(
@@ -105,6 +115,7 @@ def select(structure: Structure, keep: Keep, skip: Sequence[str] = ()) -> Select
         {name: [(rows.tolist(), factor) for rows, factor in items] for name, items in found.scales.items()},
         found.views,
         skipping.arguments(structure, skip),
+        found.parts,
     )
 
 
@@ -114,6 +125,7 @@ class _Cut:
     attributes: Sizes
     scales: Mapping[str, list[tuple[IntArray, float]]]
     views: Mapping[str, list[resizing.Rule]]
+    parts: Mapping[str, list[resizing.PartRule]]
 
 
 def _select(structure: Structure, keep: Keep) -> _Cut:
@@ -136,7 +148,7 @@ def _select(structure: Structure, keep: Keep) -> _Cut:
         length = lengths.get((item.counter, 0), item.length)
         if length != item.length and length:
             scales.setdefault(item.tensor, []).append((item.rows, float(np.sqrt(length / item.length))))
-    return _Cut(found, attributes, scales, _views(structure, lengths))
+    return _Cut(found, attributes, scales, _views(structure, lengths), _parts(structure, lengths))
 
 
 def _views(structure: Structure, lengths: Mapping[tuple[str, int], int]) -> dict[str, list[resizing.Rule]]:
@@ -151,6 +163,17 @@ def _views(structure: Structure, lengths: Mapping[tuple[str, int], int]) -> dict
         for module, rules in found.items()
         if any(old != new for _, axes in rules for _, old, new in axes)
     }
+
+
+def _parts(structure: Structure, lengths: Mapping[tuple[str, int], int]) -> dict[str, list[resizing.PartRule]]:
+    """What the splits and slices of the modules to resize have to take, like `_views`."""
+    found: dict[str, list[resizing.PartRule]] = {}
+    for part in structure.parts:
+        if part.module in structure.resized:
+            old = tuple(full for full, _ in part.lengths)
+            new = tuple(lengths.get((name, 0), full) for full, name in part.lengths)
+            found.setdefault(part.module, []).append((part.rank, part.axis, old, new))
+    return {m: list(dict.fromkeys(x)) for m, x in found.items() if any(old != new for *_, old, new in x)}
 
 
 def cut(
@@ -171,8 +194,7 @@ def cut(
                 memo[id(tensor)] = _cut_tensor(tensor, {}, (), dtype)
     small = skipping.copied_without(structure, model, skip, memo)
     _set_attributes(small, found.attributes)
-    for path, rules in found.views.items():
-        resizing.resize(small.get_submodule(path), rules)
+    _resize(small, found.views, found.parts)
     return small
 
 
@@ -191,9 +213,17 @@ def apply_selection(model: nn.Module, selection: Selection | Mapping[str, Any]) 
             for key, found in held.items():
                 held[key] = smaller.get(id(found), found)
     _set_attributes(model, selection.attributes)
-    for path, rules in selection.views.items():
-        resizing.resize(model.get_submodule(path), rules)
+    _resize(model, selection.views, selection.parts)
     return model
+
+
+def _resize(
+    model: nn.Module,
+    views: Mapping[str, list[resizing.Rule]],
+    parts: Mapping[str, list[resizing.PartRule]],
+) -> None:
+    for path in dict.fromkeys((*views, *parts)):
+        resizing.resize(model.get_submodule(path), views.get(path, ()), parts.get(path, ()))
 
 
 def mask(structure: Structure, model: nn.Module, keep: Keep) -> nn.Module:

@@ -22,6 +22,7 @@ from autoprune.graph.bench import Bench, leaves, shapes
 from autoprune.graph.freezing import without
 from autoprune.graph.labels import Why
 from autoprune.graph.parts import FrozenGroup, IntArray
+from autoprune.graph.rules.elementwise import NOT_ZERO
 from autoprune.graph.search import Search
 from autoprune.graph.structure import Structure
 
@@ -30,6 +31,7 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 
 CHANCES = 8
 """Training passes of a model some of whose parameters no trace saw: layers that are dropped at random, say."""
+_DIFFER = "cut and masked outputs differ"
 
 Draw = Callable[[int, np.random.Generator], int]
 """How many units of a group of that size to keep."""
@@ -56,27 +58,60 @@ def verified(
         torch.manual_seed(0)
         bench = bench or bench_for(structure, copy.deepcopy(model), inputs)
         for draw in (_up_to_half, _to_one):
-            found = _culprits(structure, model, bench, draw)
-            if found and (resized := _resized(structure, model, found)) != structure.resized:
-                other = dataclasses.replace(structure, resized=resized)
-                again = _culprits(other, model, bench, draw)
-                if len(again) < len(found):
-                    structure, found = other, again
+            structure, found = _repaired(structure, model, bench, draw, hints)
             structure = without(structure, _frozen(structure, found, hints))
     return dataclasses.replace(structure, verified=bench.precision)
 
 
+def _repaired(
+    structure: Structure, model: nn.Module, bench: Bench, draw: Draw, hints: Mapping[str, Why]
+) -> tuple[Structure, dict[str, Why]]:
+    """The structure with modules resized where that helps, and the groups that fail even so."""
+    trial = _Trial(structure, bench, draw)
+    if (problem := trial.problem(structure.names)) is None:
+        return structure, {}
+    likely = structure
+    # All groups at once first: most often one kind of module is to blame, and this takes a few tries only.
+    while problem is not None and (resized := _resized(likely, model, [problem], hints)) != likely.resized:
+        likely = dataclasses.replace(likely, resized=resized)
+        problem = _Trial(likely, bench, draw).problem(likely.names)
+    if problem is None:
+        return likely, {}
+    found = _culprits(structure, model, bench, draw)
+    resized = _resized(likely, model, list(found.values()), {name: hints[name] for name in found if name in hints})
+    if resized != structure.resized:
+        other = dataclasses.replace(structure, resized=resized)
+        again = _culprits(other, model, bench, draw)
+        if len(again) < len(found):
+            return other, again
+    return structure, found
+
+
 def _culprits(structure: Structure, model: nn.Module, bench: Bench, draw: Draw) -> dict[str, Why]:
-    trial = _Trial(dataclasses.replace(structure, round_to=1), bench, draw)
+    trial = _Trial(structure, bench, draw)
     return Search(_families(structure), _under(structure, model), trial.problem).culprits()
 
 
-def _resized(structure: Structure, model: nn.Module, found: Mapping[str, Why]) -> tuple[str, ...]:
-    """Modules where a view failed, and their like: their views could follow the cut."""
-    failed = {type(model.get_submodule(why.module)) for why in found.values() if why.module}
-    paths = {view.module for view in structure.views if view.module}
+def _resized(
+    structure: Structure, model: nn.Module, problems: Sequence[Why], hints: Mapping[str, Why]
+) -> tuple[str, ...]:
+    """Modules whose sizes could follow the cut: the innermost around each failure that fixes any, or where
+    nothing raised those that the hints name; and their like."""
+    paths = {view.module for view in structure.views} | {part.module for part in structure.parts}
+    paths.discard("")
+    around = {_innermost(paths, why.module) for why in problems if why.module}
+    if any(not why.module for why in problems) or not around - {""}:
+        around |= {hint.module for hint in hints.values()} & paths
+    failed = {type(model.get_submodule(path)) for path in around if path}
     more = {path for path in paths if type(model.get_submodule(path)) in failed}
     return tuple(sorted({*structure.resized, *more}))
+
+
+def _innermost(paths: set[str], module: str) -> str:
+    """The path itself or the next one above it that is among these; empty if none is."""
+    while module and module not in paths:
+        module = module.rpartition(".")[0]
+    return module
 
 
 def _families(structure: Structure) -> dict[str, str]:
@@ -114,6 +149,8 @@ def _frozen(structure: Structure, problems: Mapping[str, Why], hints: Mapping[st
     frozen = {}
     for name, problem in problems.items():
         hint = hints.get(name)
+        if hint and hint.reason == NOT_ZERO and _DIFFER not in problem.reason:
+            hint = None
         reason = f"{hint.reason} ({problem.reason})" if hint else problem.reason
         why = hint or problem
         size = structure.group_sizes[structure.names.index(name)]
@@ -126,6 +163,7 @@ class _Trial:
 
     def __init__(self, structure: Structure, bench: Bench, draw: Draw) -> None:
         generator = np.random.default_rng(0)
+        structure = dataclasses.replace(structure, round_to=1)
         self.structure = structure
         self.bench = bench
         self.narrowest = draw is _to_one
@@ -174,7 +212,7 @@ class _Trial:
         for small, full in zip(cut, masked, strict=True):
             error = relative_error(small, full)
             if not error <= TOLERANCE[self.bench.precision]:
-                return Why("verification", "", f"cut and masked outputs differ by {error:.1e} of the largest")
+                return Why("verification", "", f"{_DIFFER} by {error:.1e} of the largest")
         return None
 
     def _training_problem(self, small: nn.Module) -> Why | None:

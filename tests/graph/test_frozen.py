@@ -288,3 +288,54 @@ def test_half_precision_model_is_traced() -> None:
 
 def test_without_verification_nothing_is_claimed() -> None:
     assert trace(*networks()["plain"], verify=False).verified == "no"
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation: what one filter reads decides on all of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = functional.batch_norm(rows, None, None, training=True).reshape_as(self.weight)
+        return functional.conv2d(x, weight, self.bias, padding=self.padding)
+
+
+def test_standardised_convolutions_are_named() -> None:
+    model = nn.Sequential(Standardised(3, 8, 3, padding=1), nn.ReLU(), Standardised(8, 6, 3, padding=1), head(6))
+    structure = trace(model, image())
+    assert not structure.names
+    for name, size in (("0", 8), ("2", 6)):
+        item = frozen(structure, name)
+        assert (item.size, item.operator, item.module) == (size, "aten.conv2d.default", name)
+        assert item.reason == "the weight is computed in the forward pass"
+
+
+def test_heads_that_stay_whole_are_named() -> None:
+    class Mixed(nn.Module):
+        """A softmax over the heads needs all of them; the dimensions inside can go."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.out = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(25, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k = (layer(x).reshape(len(x), 5, 3, -1).transpose(1, 2) for layer in (self.q, self.k))
+            return self.out((q @ k.transpose(-2, -1)).softmax(1).sum(1).flatten(1))
+
+    structure = trace(Mixed(), torch.zeros(2, 5, 6))
+    assert dict(zip(structure.names, structure.group_sizes, strict=True)) == {"q#head_dim": 4}
+    item = frozen(structure, "q#head")
+    assert (item.size, item.operator, item.reason) == (3, "aten.softmax.int", "combines all channels")
+
+
+def test_sigmoid_says_why_it_freezes() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 3))
+    item = frozen(trace(model, torch.zeros(1, 4)), "0")
+    assert (item.operator, item.module) == ("aten.sigmoid.default", "1")
+    assert "makes something else of a zero" in item.reason
+    assert "cut and masked outputs differ by" in item.reason
+
+
+def test_recurrent_layer_is_in_the_report() -> None:
+    item = frozen(trace(Recurrent(), torch.zeros(1, 5, 4)), "rnn")
+    assert (item.operator, item.module) == ("aten.lstm.input", "rnn")
+    assert item.reason == "a recurrent layer stays whole"

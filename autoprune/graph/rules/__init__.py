@@ -19,6 +19,7 @@ from autoprune.graph.rules import (
     moving,
     normalisation,
     pooling,
+    recurrent,
     reduction,
     reshaping,
 )
@@ -34,6 +35,7 @@ RULES: dict[str, Rule] = {
     **moving.RULES,
     **normalisation.RULES,
     **pooling.RULES,
+    **recurrent.RULES,
     **reduction.RULES,
     **reshaping.RULES,
 }

@@ -42,12 +42,18 @@ def prelu(op: Operation, rel: Relations) -> tuple[Value, ...]:
 def same(op: Operation, rel: Relations) -> tuple[Value, ...]:
     """The result has the labels of the first tensor; for one input of unchanged shape."""
     value = op.values()[0]
+    if op.name in _NOT_ZERO:
+        rel.hints.extend((labels, op.why(NOT_ZERO)) for labels in value.axes if labels is not None)
     return (Value(op.shape, value.axes, value.source if op.name in _ALIASES else None),)
 
 
 def nothing(op: Operation, rel: Relations) -> tuple[Value, ...]:
     """A check of the type of a tensor, which no cut changes."""
     return ()
+
+
+NOT_ZERO = "makes something else of a zero, so that what reads a removed channel would notice"
+_NOT_ZERO = ("sigmoid", "hardsigmoid", "softplus", "log_sigmoid")
 
 
 _ALIASES = ("detach", "alias", "lift_fresh_copy", "contiguous", "clone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import cast
 
 import numpy as np
@@ -73,9 +74,10 @@ def split(op: Operation, rel: Relations) -> tuple[Value, ...]:
     labels = value.axes[dim]
     if labels is None:
         return _parts(op, value, dim, [None] * len(op.shapes))
-    rel.hints.append((labels, op.why("Python code splits these channels at fixed numbers")))
-    bounds = np.cumsum([shape[dim] for shape in op.shapes])[:-1]
-    return _parts(op, value, dim, list(np.split(labels, bounds)))
+    bounds = np.cumsum([0, *(shape[dim] for shape in op.shapes)]).tolist()
+    for start, stop in itertools.pairwise(bounds):
+        rel.part(op, value, dim, start, stop)
+    return _parts(op, value, dim, list(np.split(labels, bounds[1:-1])))
 
 
 def _parts(op: Operation, value: Value, dim: int, parts: list[Axis]) -> tuple[Value, ...]:

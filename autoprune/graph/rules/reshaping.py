@@ -112,6 +112,24 @@ def slice_(op: Operation, rel: Relations) -> tuple[Value, ...]:
     axes = list(value.axes)
     labels = axes[dim]
     axes[dim] = None if labels is None else labels[slice(start, end, step)]
+    if step == 1:
+        first, last, _ = slice(start, end).indices(value.shape[dim])
+        rel.part(op, value, dim, first, last)
+    return (Value(op.shape, tuple(axes)),)
+
+
+def narrow(op: Operation, rel: Relations) -> tuple[Value, ...]:
+    """Take a range of one axis, given by its start and length."""
+    value, start = op.value("self"), op.arguments["start"]
+    dim = op.integer("dim") % len(value.shape)
+    if not isinstance(start, int):
+        rel.lock_all(value, op.why("a range that starts where the data say"))
+        return (Value(op.shape, (None,) * len(op.shape)),)
+    first = start % value.shape[dim]
+    rel.part(op, value, dim, first, first + op.shape[dim])
+    axes = list(value.axes)
+    labels = axes[dim]
+    axes[dim] = None if labels is None else labels[first : first + op.shape[dim]]
     return (Value(op.shape, tuple(axes)),)
 
 
@@ -142,5 +160,6 @@ RULES = {
     **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT", "movedim"), permute),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
     "slice": slice_,
+    "narrow": narrow,
     "select": select,
 }

@@ -249,6 +249,9 @@ class Relations:
         if op.origin is None or op.origin.weight.source is None:
             self.labels.lock(width, op.why("the attention scale follows from these dimensions"))
             return
+        if op.origin.bias is not None and op.origin.bias.source is None:
+            self.labels.lock(width, op.why("the attention scale follows from these dimensions, and a computed bias"))
+            return
         key = (op.origin.weight.source, op.origin.rows.tobytes())
         self.rescalings.setdefault(key, Rescaling(op.origin, width))
 

@@ -22,8 +22,9 @@ from torchvision.ops import StochasticDepth
 
 from autoprune.errors import BadInput, UnknownName, WrongArtefact
 from autoprune.graph import Selection, Skipped, Structure, apply_selection, trace
-from autoprune.graph.tracer import as_inputs, plain_attention
-from autoprune.graph.verify import Bench
+from autoprune.graph.bench import Bench
+from autoprune.graph.preparing import plainly
+from autoprune.graph.tracer import as_inputs
 from autoprune.models import build_model
 from autoprune.specs import ModelSpec
 
@@ -37,7 +38,7 @@ def seeded(make: Any) -> Any:
 
 
 def counted(model: nn.Module, inputs: Tensor) -> int:
-    with torch.no_grad(), plain_attention(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), plainly(model), FlopCounterMode(display=False) as counter:
         model(inputs)
     return int(counter.get_total_flops())
 

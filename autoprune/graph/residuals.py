@@ -97,7 +97,7 @@ class Reader:
     def _carried(self, path: str, node: Node) -> _Carried | str:
         """How the input of the module arrives at this node, or why it does not."""
         if not self.inside(node, path):
-            return f"it reads {node.name}" if node.name in self._state else _Carried(node)
+            return "what goes around is a constant" if node.name in self._state else _Carried(node)
         key = (path, node)
         if key not in self._memo:
             self._memo[key] = self._step(path, node)
@@ -107,7 +107,7 @@ class Reader:
         name = _name(node)
         source = node.args[0] if node.args else None
         if not isinstance(source, Node):
-            return f"{name} makes new values"
+            return f"{name}{self._at(path, node)} is on the shortcut"
         if name in _KEEPS:
             return self._carried(path, source)
         if name == "add":

@@ -81,12 +81,23 @@ class Reader:
                     found.setdefault(path, {})[node] = None
         return {path: list(nodes) for path, nodes in found.items() if path}
 
+    @cached_property
+    def _within(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for path in dict.fromkeys(self._scopes[node]):
+                found.setdefault(path, []).append(node)
+        return found
+
     def residuals(self) -> Iterator[Residual]:
         """Yield every module with one result that ends in an addition (or concatenation) to what it was given."""
         for path, nodes in self.exits.items():
             if len(nodes) != 1:
                 continue
             (end,) = nodes
+            for node in self._within[path]:
+                # in order, so that no walk has to go far: recursion would end at a thousand layers
+                self._carried(path, node)
             carried = self._carried(path, end)
             if isinstance(carried, _Carried):
                 if carried.additions and _same_kind(carried.entry, end):

@@ -81,12 +81,23 @@ class Reader:
                     found.setdefault(path, {})[node] = None
         return {path: list(nodes) for path, nodes in found.items() if path}
 
+    @cached_property
+    def _within(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for path in dict.fromkeys(self._scopes[node]):
+                found.setdefault(path, []).append(node)
+        return found
+
     def residuals(self) -> Iterator[Residual]:
         """Yield every module with one result that ends in an addition (or concatenation) to what it was given."""
         for path, nodes in self.exits.items():
             if len(nodes) != 1:
                 continue
             (end,) = nodes
+            for node in self._within[path]:
+                # in order, so that no walk has to go far: recursion would end at a thousand layers
+                self._carried(path, node)
             carried = self._carried(path, end)
             if isinstance(carried, _Carried):
                 if carried.additions and _same_kind(carried.entry, end):
@@ -97,7 +108,7 @@ class Reader:
     def _carried(self, path: str, node: Node) -> _Carried | str:
         """How the input of the module arrives at this node, or why it does not."""
         if not self.inside(node, path):
-            return f"it reads {node.name}" if node.name in self._state else _Carried(node)
+            return "what goes around is a constant" if node.name in self._state else _Carried(node)
         key = (path, node)
         if key not in self._memo:
             self._memo[key] = self._step(path, node)
@@ -107,7 +118,7 @@ class Reader:
         name = _name(node)
         source = node.args[0] if node.args else None
         if not isinstance(source, Node):
-            return f"{name} makes new values"
+            return f"{name}{self._at(path, node)} is on the shortcut"
         if name in _KEEPS:
             return self._carried(path, source)
         if name == "add":

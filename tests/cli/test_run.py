@@ -176,15 +176,20 @@ def test_compress_by_depth_takes_the_nearest_block_count_and_says_so(run: Run, t
 
 def test_study_over_depth_and_channels(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "deep"
-    space = {"depth": {"name": "random", "share": "search", "allow_first": True}, "criterion": "l1_norm"}
+    space = {
+        "depth": {"name": "random", "share": {"low": 0.7, "high": 1.0}, "allow_first": True},
+        "criterion": "l1_norm",
+    }
     said = run(
         "launch", "digits", "--run-dir", folder, *TINY, "--set", f"search_space={json.dumps(space)}",
-        "--set", "baselines=[uniform_l1]", "--target-flops", 0.4,
+        "--set", "baselines=[]", "--target-flops", 0.4,
     )  # fmt: skip
     assert said.exit_code == 0, said.output
     assert json.loads(run("status", folder, "--json").stdout)["trials"]["failed"] == 0
-    report = (folder / "report.html").read_text()
-    assert "of 16" in report
+    # the only block, which holds layer1.conv1, is 39 % of the FLOPs: every recipe takes it
+    assert "0 of 16" in (folder / "report.html").read_text()
+    for trial in json.loads(run("front", folder, "--json").stdout)["front"]:
+        assert 0.37 < trial["flops_fraction"] <= 0.4
 
 
 def test_compress_with_a_recipe_file(run: Run, tmp_path: Path) -> None:

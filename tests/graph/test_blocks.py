@@ -24,6 +24,7 @@ from autoprune.errors import BadInput, UnknownName, WrongArtefact
 from autoprune.graph import Selection, Skipped, Structure, apply_selection, trace
 from autoprune.graph.bench import Bench
 from autoprune.graph.preparing import plainly
+from autoprune.graph.residuals import Reader
 from autoprune.graph.tracer import as_inputs
 from autoprune.models import build_model
 from autoprune.specs import ModelSpec
@@ -415,6 +416,20 @@ def test_excluded_modules_are_never_skipped() -> None:
 
 
 # ---- what can
+
+
+def test_very_deep_networks_are_read_without_recursion() -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.inner(x)) + x
+
+    model = seeded(lambda: nn.Sequential(nn.Sequential(*(Adds() for _ in range(360))), nn.Linear(2, 2)))
+    found = Reader(torch.export.export(model, (torch.zeros(1, 2),), strict=False)).residuals()
+    assert len([item for item in found if not item.problem and item.path != "0"]) == 360
 
 
 def test_input_used_in_several_places_inside() -> None:

@@ -26,7 +26,7 @@ from autoprune.evidence import Evidence, ModelEvidence, Source
 from autoprune.graph import Structure
 from autoprune.normalisation import normalise
 from autoprune.probe import Probe
-from autoprune.recipe import Recipe
+from autoprune.recipe import Recipe, Target
 from autoprune.recovery import Cut, Recovery, RecoveryContext, RecoveryCost
 from autoprune.repair import Amounts, Budget, repair
 from autoprune.seeds import derive_seed
@@ -212,7 +212,7 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     for i, step in enumerate(steps):
         scores = _scores(recipe, state.structure, evidence, notes)
         probe = probe or _probe(recipe, bench, state, scores, evidence, seed)
-        context = _allocation_context(recipe, bench, state.structure, scores, evidence, probe)
+        context = _allocation_context(recipe, step.progress, bench, state.structure, scores, evidence, probe)
         amounts = _repair(recipe, bench, context, step.progress, strength)
         strength += amounts.strength
         before, keep = state, _highest(scores, amounts.counts)
@@ -338,8 +338,8 @@ def _probe(
         evidence=evidence,
         source=bench.source,
         choose=functools.partial(_highest, scores),
-        corrections=[r for r in recipe.recovery if r.follows_cut],
-        context=lambda cut: dataclasses.replace(bench.recovery_context(seed), cut=cut),
+        corrections=[r for r in recipe.recovery if not r.trains],
+        context=bench.recovery_context(seed),
         batch_size=bench.settings.eval_batch_size,
         report=bench.report,
     )
@@ -354,18 +354,22 @@ def _spent_on(probe: Probe | None) -> Cost:
 
 def _allocation_context(
     recipe: Recipe,
+    progress: float,
     bench: Bench,
     structure: Structure,
     scores: Mapping[str, Tensor],
     evidence: ModelEvidence,
     probe: Probe | None,
 ) -> AllocationContext:
-    limits_flops = recipe.target.flops_fraction is not None
+    target = recipe.target.at(progress)
+    flops, params = target.flops_fraction, target.params_fraction
     return AllocationContext(
         scores=scores,
         structure=structure,
         full_sizes={g.name: g.size for g in bench.base.structure.groups},
-        cost=structure.total_flops if limits_flops else structure.total_params,
+        cost=structure.total_params if flops is None else structure.total_flops,
+        budget=bench.base.params * (params or 1.0) if flops is None else bench.base.flops * flops,
+        min_keep_fraction=recipe.min_keep_fraction,
         evidence=evidence,
         measure=probe,
     )

@@ -29,8 +29,8 @@ _SUBSET_SEED = derive_seed(0, "probe")
 class Probe:
     """Measures cut models, each cut only once; a `Measure` for allocations.
 
-    choose: counts by group to the units that stay. context: for the corrections, without a cut. `forward_samples` and `seconds` are
-    what the measurements took that were not known already; `report` is told of each.
+    choose: counts by group to the units that stay. context: for the corrections, without a cut. `forward_samples` and
+    `seconds` are what the measurements took that were not known already; `report` is told of each.
     """
 
     model: nn.Module

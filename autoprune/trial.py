@@ -26,7 +26,7 @@ from autoprune.evidence import Evidence, ModelEvidence, Source
 from autoprune.graph import Structure
 from autoprune.normalisation import normalise
 from autoprune.probe import Probe
-from autoprune.recipe import Recipe, Target
+from autoprune.recipe import Recipe
 from autoprune.recovery import Cut, Recovery, RecoveryContext, RecoveryCost
 from autoprune.repair import Amounts, Budget, repair
 from autoprune.seeds import derive_seed

@@ -43,8 +43,9 @@ class AllocationContext:
 
     scores: normalised, (C,) by group; groups without scores stay whole. structure: of the model to be cut next.
     full_sizes: the groups' sizes before the first cut of a schedule. budget: the cost that the next cut may leave; the
-    repair meets it exactly, together with ranks and the other limits. min_keep_fraction: of full sizes. What an allocation does not declare in `needs` may
-    be missing: `evidence` about the model to be cut, and `measure` about the one before the first cut.
+    repair meets it exactly, together with ranks and other limits. min_keep_fraction: of full sizes. What an allocation
+    does not declare in `needs` may be missing: `evidence` about the model to be cut, and `measure` about the one before
+    the first cut.
     """
 
     scores: Mapping[str, Tensor]

@@ -40,6 +40,8 @@ def loss_by_count(size: int, counts: IntArray, increases: FloatArray) -> FloatAr
     Between measurements the logarithm is interpolated, from the whole group to the first one the square of the removed
     share; below the last the logarithm goes on as before. Noise that lets the loss fall as more goes is flattened.
     """
+    counts, first_of = np.unique(counts, return_index=True)
+    counts, increases = counts[::-1], increases[first_of][::-1]
     known = counts < size
     removed_L = np.concatenate([[0.0], size - counts[known]])
     risen_L = np.maximum.accumulate(np.maximum(np.concatenate([[0.0], increases[known]]), _LEAST))
@@ -85,6 +87,12 @@ def solve(groups: Sequence[Group], cost: Cost, budget: float) -> IntArray:
     starts = {tuple(problem.lagrangian(begin)) for begin in begins}
     found = [problem.exchanged(np.array(start)) for start in sorted(starts)]
     return problem.counts(min(found, key=problem.price))
+
+
+def alike(groups: Sequence[Group], cost: Cost, budget: float) -> IntArray:
+    """Return the counts (G,) at the same share of every group's levels that meet the budget; the lowest otherwise."""
+    problem = _Problem(groups, cost, budget)
+    return problem.counts(problem.uniform())
 
 
 class _Problem:
@@ -219,8 +227,12 @@ class _Moves:
         return _Moves.of([(-1, 0, 0.0, 0.0)])
 
     def and_(self, other: _Moves) -> _Moves:
-        both = zip((self.group, self.by, self.price, self.cost), (other.group, other.by, other.price, other.cost))
-        return _Moves(*(np.concatenate(pair) for pair in both))
+        return _Moves(
+            np.concatenate([self.group, other.group]),
+            np.concatenate([self.by, other.by]),
+            np.concatenate([self.price, other.price]),
+            np.concatenate([self.cost, other.cost]),
+        )
 
 
 def _parabola(x: FloatArray, y: FloatArray, at: FloatArray) -> FloatArray:

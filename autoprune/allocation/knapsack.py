@@ -10,7 +10,8 @@ loss. The cost is the true one, in which coupled groups multiply: `autoprune/all
 
 Loss increases of groups that are cut together do not just add up. Therefore the solution is refined in further
 `rounds`: every group is measured a little wider and a little narrower while the others stand at the solution, and the
-knapsack is solved again within these bounds. A round whose solution measures no better ends it.
+knapsack is solved again within these bounds. Where the same share of every group measures better than the first
+solution, that is refined. After a round whose solution measures no better the bounds are closer.
 
 The path goes through the solution: size * (k_g / size) ** t. At later cuts of a schedule what is measured is still the
 model before the first one.
@@ -20,6 +21,7 @@ Departs from the paper: levels are those of whole groups with measured loss, not
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoprune.allocation._base import Allocation, AllocationContext, Measure, Path
-from autoprune.allocation._knapsack import Group, loss_by_count, solve
+from autoprune.allocation._knapsack import Group, alike, loss_by_count, solve
 from autoprune.allocation._ranking import lenient_path
 from autoprune.allocation._sensitivities import Sensitivities, keep_fractions, measure_groups
 from autoprune.evidence import Evidence
@@ -35,7 +37,7 @@ from autoprune.fields import integer
 from autoprune.graph import Group as GraphGroup
 
 IntArray = NDArray[np.int64]
-_NARROWER, _WIDER = 0.7, 1.4
+_SPREAD = 1.4
 _TINY = 1e-9
 
 
@@ -51,40 +53,49 @@ class Knapsack(Allocation):
     )
 
     rounds: int = integer(
-        2, valid=(1, 20), search=(1, 3), help="solutions: the first from groups cut alone, the others around the last"
+        3, valid=(1, 50), search=(1, 5), help="solutions: the first from groups cut alone, the others around the last"
     )
 
     def path(self, context: AllocationContext) -> Path:
         measure = context.measure_for(self.name)
         found = measure_groups(context, measure, keep_fractions(self.levels), self.samples)
-        counts = self._refined(context, solve(alone(context, found), context.cost, context.budget), measure)
+        groups = alone(context, found)
+        starts = [solve(groups, context.cost, context.budget), alike(groups, context.cost, context.budget)]
+        counts = self._refined(context, starts, measure) if self.rounds > 1 else starts[0]
         kept = zip(context.structure.groups, counts, strict=True)
         return lenient_path(context.structure, {g.name: n / g.size for g, n in kept if g.name in context.scores})
 
-    def _refined(self, context: AllocationContext, counts: IntArray, measure: Measure) -> IntArray:
-        """Return counts (G,) that measure no worse."""
-        loss = measure(_named(context, counts), self.samples).loss if self.rounds > 1 else 0.0
+    def _refined(self, context: AllocationContext, starts: Sequence[IntArray], measure: Measure) -> IntArray:
+        """Return counts (G,) that measure no worse than the best start."""
+        losses = [measure(_named(context, counts), self.samples).loss for counts in starts]
+        loss, counts = min(losses), starts[losses.index(min(losses))]
+        spread = _SPREAD
         for _ in range(self.rounds - 1):
-            groups = [
-                self._around(context, counts, index, loss, measure) for index in range(len(context.structure.groups))
-            ]
-            tried = solve(groups, context.cost, context.budget)
+            around = [self._around(context, counts, i, loss, spread, measure) for i in range(len(counts))]
+            tried = solve(around, context.cost, context.budget)
             found = measure(_named(context, tried), self.samples).loss
-            if found >= loss:
-                break
-            counts, loss = tried, found
+            if found < loss:
+                counts, loss = tried, found
+            else:
+                spread = math.sqrt(spread)
         return counts
 
     def _around(
-        self, context: AllocationContext, counts: IntArray, index: int, loss: float, measure: Measure
+        self,
+        context: AllocationContext,
+        counts: IntArray,
+        index: int,
+        loss: float,
+        spread: float,
+        measure: Measure,
     ) -> Group:
-        """Return a group's levels from a little narrower to a little wider, the others at these counts (G,)."""
+        """Return a group's levels from `spread` times narrower to as much wider, the others at these counts (G,)."""
         group, grid = context.structure.groups[index], context.structure.round_to
         if group.name not in context.scores:
             return Group.of(group.size, group.size, grid, None)
         here = int(counts[index])
-        low = max(_least(context, group), min(here - grid, int(here * _NARROWER / grid) * grid))
-        high = min(group.size, max(here + grid, -(-int(here * _WIDER) // grid) * grid))
+        low = max(_least(context, group), min(here - grid, int(here / spread / grid) * grid))
+        high = min(group.size, max(here + grid, math.ceil(here * spread / grid) * grid))
         losses = {here: loss}
         for count in {low, high} - {here}:
             moved = counts.copy()

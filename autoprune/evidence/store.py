@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import NotApplicable
 from autoprune.evidence.activations import Where, activations, maps_of
+from autoprune.evidence.cut_losses import CutLosses
 from autoprune.evidence.example_gate_gradients import example_gate_gradients
 from autoprune.evidence.exemplars import exemplar_betas
 from autoprune.evidence.filter_gradients import filter_gradients
@@ -25,7 +26,6 @@ from autoprune.evidence.gate_curvature import gate_curvature
 from autoprune.evidence.gate_gradients import gate_gradients
 from autoprune.evidence.hessian_traces import hessian_traces
 from autoprune.evidence.input_moments import input_moments
-from autoprune.evidence.cut_losses import CutLosses
 from autoprune.evidence.kinds import OF_A_RECIPE, Evidence, Gathered, Source
 from autoprune.evidence.next_layer import next_layer
 from autoprune.evidence.propagation import FinalScores, Sweep, final_responses, propagate, units_of

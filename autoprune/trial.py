@@ -209,8 +209,9 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     steps = recipe.schedule.steps()
     strength, notes = 0.0, dict[str, str]()
     probe: Probe | None = None
+    earlier: dict[str, Tensor] = {}
     for i, step in enumerate(steps):
-        scores = _scores(recipe, state.structure, evidence, notes)
+        scores = smoothed(_scores(recipe, state.structure, evidence, notes), earlier, step.momentum)
         probe = probe or _probe(recipe, bench, state, scores, evidence, seed)
         context = _allocation_context(recipe, step.progress, bench, state.structure, scores, evidence, probe)
         amounts = _repair(recipe, bench, context, step.progress, strength)
@@ -219,9 +220,11 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
         state = state.cut(keep)
         bench.laid_out(state.model)
         cost += _correct(state.model, recipe, bench, seed, before.structure, evidence, keep)
+        earlier = {name: score[keep[name]] for name, score in scores.items()}
         if i + 1 < len(steps):
             cost += _settle(state.model, recipe, bench, seed)
-            cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), step.epochs)
+            epochs = step.epochs + step.samples / len(bench.data.train)
+            cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), epochs)
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
     factors: tuple[Factor, ...] = ()
     if recipe.low_rank is not None:
@@ -310,6 +313,14 @@ def _scores(recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes
         reasons = "; ".join(sorted(set(notes.values()))[:3]) or "the model has no group that can be cut"
         raise BadRecipe(f"criterion {recipe.criterion.name!r} scores no group of this model: {reasons}")
     return normalise(recipe.normalisation, scores)
+
+
+def smoothed(scores: Mapping[str, Tensor], earlier: Mapping[str, Tensor], momentum: float) -> dict[str, Tensor]:
+    """Return momentum * earlier + (1 - momentum) * scores, by group (C,); the scores where there are no earlier ones."""
+    return {
+        name: momentum * earlier[name] + (1 - momentum) * score if name in earlier else score
+        for name, score in scores.items()
+    }
 
 
 def _checked(score: Tensor, size: int, criterion: str, group: str) -> Tensor:

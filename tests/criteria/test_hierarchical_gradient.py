@@ -12,14 +12,12 @@ from autoprune.criteria.hierarchical_gradient import (
     HierarchicalGradient,
     cheapest,
     downdated,
-    needed_eps,
-    redundancy,
     removal,
-    spectrum,
 )
 from autoprune.data import Data, TensorSplit
 from autoprune.errors import NotApplicable
 from autoprune.evidence import ModelEvidence, Source
+from autoprune.evidence.filter_gradients import needed_eps, redundancy, spectrum
 from autoprune.graph import Structure, trace
 from autoprune.tasks import Task
 

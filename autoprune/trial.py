@@ -316,7 +316,7 @@ def _scores(recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes
 
 
 def smoothed(scores: Mapping[str, Tensor], earlier: Mapping[str, Tensor], momentum: float) -> dict[str, Tensor]:
-    """Return momentum * earlier + (1 - momentum) * scores, by group (C,); the scores where there are no earlier ones."""
+    """Return momentum * earlier + (1 - momentum) * scores, by group (C,); scores where none are earlier."""
     return {
         name: momentum * earlier[name] + (1 - momentum) * score if name in earlier else score
         for name, score in scores.items()

@@ -1,7 +1,8 @@
 """No layer beyond its redundancy. Zhou et al., "Hierarchical Pruning", 2022, arXiv 2206.03596.
 
-K (C, C) holds the second moments of the loss gradients by the C filters of a group. What its spectrum lacks in rank, up
-to the share `eps` of its sum, can go: the redundancy r, which caps the group (`autoprune/evidence/filter_gradients.py`).
+K (C, C) holds the second moments of the loss gradients by the C filters of a group. What its spectrum lacks in rank,
+up to the share `eps` of its sum, can go: the redundancy r, which caps the group
+(`autoprune/evidence/filter_gradients.py`).
 Within the caps units go by one ranking of their scores over the network. With the criterion `hierarchical_gradient` at
 the same eps, and no normalisation, that is the paper's loop; any other criterion gets its caps.
 

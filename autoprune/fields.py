@@ -96,12 +96,12 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class PerItem:
-    """One number for every group or layer: a single number for all, or a mapping from name or glob to number.
+    """One number for every group, layer or stage: a single number for all, or a mapping from name or glob to number.
 
     Exact names win over globs, earlier globs over later ones; what no key matches has `unmatched`.
     """
 
-    of: Literal["group", "layer"]
+    of: Literal["group", "layer", "stage"]
     value: Real
     unmatched: float
 
@@ -177,14 +177,15 @@ def choice(default: Any, *, options: Sequence[Any], search: Sequence[Any] | None
 def per_item(
     default: float,
     *,
-    of: Literal["group", "layer"],
+    of: Literal["group", "layer", "stage"],
     valid: tuple[float, float],
     search: tuple[float, float],
     unmatched: float,
+    log: bool = False,
     help: str,
 ) -> Any:
-    """Declare one real hyperparameter per group or layer."""
-    value = Real(default=default, valid=valid, search=search, log=False, help=help)
+    """Declare one real hyperparameter per group, layer or stage."""
+    value = Real(default=default, valid=valid, search=search, log=log, help=help)
     return _field(PerItem(of=of, value=value, unmatched=unmatched))
 
 

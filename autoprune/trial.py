@@ -256,7 +256,7 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
             state, chosen, spent = _regularised(recipe, bench, state, chooser, step, derive_seed(seed, "regularise", i))
             cost += spent
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "shaped", i))
-        amounts, keep = chosen or chooser.of(state, evidence, step.progress)
+        amounts, keep = chosen or chooser.of(state, evidence, step)
         chooser.strength += amounts.strength
         before = state
         state = state.cut(keep)
@@ -264,7 +264,8 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
         cost += _correct(state.model, recipe, bench, seed, before.structure, evidence, keep)
         if i + 1 < len(steps):
             cost += _settle(state.model, recipe, bench, seed)
-            cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), step.epochs)
+            epochs = step.epochs + step.samples / len(bench.data.train)
+            cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), epochs)
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
     cost += _run([r for r in recipe.recovery if r.resets], state.model, bench.recovery_context(seed))
     bench.laid_out(state.model)
@@ -410,6 +411,7 @@ class _Chooser:
     def __init__(self, recipe: Recipe, bench: Bench, seed: int, notes: dict[str, str]) -> None:
         self.strength = 0.0
         self._recipe, self._bench, self._seed, self._notes = recipe, bench, seed, notes
+        self._earlier: Mapping[str, Tensor] = {}
         self._probe: Probe | None = None
         self._probes: list[Probe] = []
 
@@ -418,16 +420,19 @@ class _Chooser:
         """What measuring took."""
         return sum((_spent_on(probe) for probe in self._probes), Cost())
 
-    def of(self, state: _State, evidence: ModelEvidence, progress: float) -> _Chosen:
-        scores = _scores(self._recipe, state.structure, evidence, self._notes)
+    def of(self, state: _State, evidence: ModelEvidence, step: Step) -> _Chosen:
+        """Choose for the cut that comes now."""
+        scores = smoothed(_scores(self._recipe, state.structure, evidence, self._notes), self._earlier, step.momentum)
         self._probe = self._probe or self._probe_of(state, scores, evidence)
-        return self._repaired(state, scores, evidence, self._probe, progress)
+        amounts, keep = self._repaired(state, scores, evidence, self._probe, step)
+        self._earlier = {name: score[keep[name]] for name, score in scores.items()}
+        return amounts, keep
 
-    def ahead(self, state: _State, progress: float, seed: int) -> _Chosen:
+    def ahead(self, state: _State, step: Step, seed: int) -> _Chosen:
         """Choose for a model that is still to be trained; measurements of it serve this choice only."""
         evidence = ModelEvidence(state.model, state.structure, self._bench.source, seed=seed)
         scores = _scores(self._recipe, state.structure, evidence, self._notes)
-        return self._repaired(state, scores, evidence, self._probe_of(state, scores, evidence), progress)
+        return self._repaired(state, scores, evidence, self._probe_of(state, scores, evidence), step)
 
     def _probe_of(self, state: _State, scores: Mapping[str, Tensor], evidence: ModelEvidence) -> Probe | None:
         probe = _probe(self._recipe, self._bench, state, scores, evidence, self._seed)
@@ -440,10 +445,12 @@ class _Chooser:
         scores: Mapping[str, Tensor],
         evidence: ModelEvidence,
         probe: Probe | None,
-        progress: float,
+        step: Step,
     ) -> _Chosen:
-        context = _allocation_context(self._recipe, self._bench, state.structure, scores, evidence, probe)
-        amounts = _repair(self._recipe, self._bench, context, progress, self.strength)
+        context = _allocation_context(
+            self._recipe, step.progress, self._bench, state.structure, scores, evidence, probe
+        )
+        amounts = _repair(self._recipe, self._bench, context, step.progress, self.strength)
         return amounts, _highest(scores, amounts.counts)
 
 
@@ -457,7 +464,7 @@ def _regularised(
     chosen: list[_Chosen] = []
 
     def choose(model: nn.Module) -> dict[str, list[int]]:
-        chosen.append(chooser.ahead(dataclasses.replace(state, model=model), step.progress, seed))
+        chosen.append(chooser.ahead(dataclasses.replace(state, model=model), step, seed))
         return chosen[-1][1]
 
     context = RegulariserContext(
@@ -512,6 +519,14 @@ def _scores(recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes
     return normalise(recipe.normalisation, scores)
 
 
+def smoothed(scores: Mapping[str, Tensor], earlier: Mapping[str, Tensor], momentum: float) -> dict[str, Tensor]:
+    """Return momentum * earlier + (1 - momentum) * scores, by group (C,); scores where none are earlier."""
+    return {
+        name: momentum * earlier[name] + (1 - momentum) * score if name in earlier else score
+        for name, score in scores.items()
+    }
+
+
 def _checked(score: Tensor, size: int, criterion: str, group: str) -> Tensor:
     if score.shape != (size,) or not bool(torch.isfinite(score).all()):
         raise BadRecipe(
@@ -538,8 +553,8 @@ def _probe(
         evidence=evidence,
         source=bench.source,
         choose=functools.partial(_highest, scores),
-        corrections=[r for r in recipe.recovery if r.follows_cut],
-        context=lambda cut: dataclasses.replace(bench.recovery_context(seed), cut=cut),
+        corrections=[r for r in recipe.recovery if not r.trains],
+        context=bench.recovery_context(seed),
         batch_size=bench.settings.eval_batch_size,
         report=bench.report,
     )
@@ -552,18 +567,22 @@ def _spent_on(probe: Probe) -> Cost:
 
 def _allocation_context(
     recipe: Recipe,
+    progress: float,
     bench: Bench,
     structure: Structure,
     scores: Mapping[str, Tensor],
     evidence: ModelEvidence,
     probe: Probe | None,
 ) -> AllocationContext:
-    limits_flops = recipe.target.flops_fraction is not None
+    target = recipe.target.at(progress)
+    flops, params = target.flops_fraction, target.params_fraction
     return AllocationContext(
         scores=scores,
         structure=structure,
         full_sizes={g.name: g.size for g in bench.base.structure.groups},
-        cost=structure.total_flops if limits_flops else structure.total_params,
+        cost=structure.total_params if flops is None else structure.total_flops,
+        budget=bench.base.params * (params or 1.0) if flops is None else bench.base.flops * flops,
+        min_keep_fraction=recipe.min_keep_fraction,
         evidence=evidence,
         measure=probe,
     )

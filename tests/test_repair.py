@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 from autoprune import rooms
-from autoprune.allocation import Allocation
+from autoprune.allocation import Allocation, AllocationContext
 from autoprune.allocation.per_group import PerGroup
 from autoprune.allocation.uniform import Uniform
 from autoprune.errors import UnreachableTarget
@@ -17,6 +19,7 @@ from autoprune.graph import Structure, trace
 from autoprune.lowrank.svd import Svd
 from autoprune.recipe import Target
 from autoprune.repair import Amounts, Budget, repair
+from autoprune.tasks import Evaluation
 from autoprune.trial import Bench
 
 Global = importlib.import_module("autoprune.allocation.global").Global
@@ -44,10 +47,16 @@ def mlp() -> Structure:
 def test_by_hand() -> None:
     """MACs 10a + ab + 5b, whole 450. Half is 225: a = 12, b = 6 cost 222, one more of either exceeds it."""
     structure = mlp()
-    path = Uniform().path(random_scores(structure), structure)
+    path = Uniform().path(AllocationContext.of(random_scores(structure), structure))
     found = repair(structure, budget(structure, flops_fraction=0.5), path=path)
     assert dict(found.counts) == {"0": 12, "2": 6}
     assert found.flops_fraction == 222 / 450
+
+
+def made_up(counts: Mapping[str, int], samples: int) -> Evaluation:
+    """Some groups bear more than others; loss and accuracy follow the units that stay."""
+    hurt = sum((1 + len(name) % 5) / (1 + count) for name, count in counts.items())
+    return Evaluation(0.1 + hurt, 1 / (1 + hurt), samples)
 
 
 @pytest.mark.parametrize("name", rooms.names("allocation"))
@@ -57,7 +66,12 @@ def test_lands_within_the_target_and_no_more_than_one_unit_below(
     name: str, fraction: float, seed: int, digits_bench: Bench
 ) -> None:
     structure = digits_bench.base.structure
-    path = cast(Allocation, rooms.build("allocation", name)).path(random_scores(structure, seed), structure)
+    context = replace(
+        AllocationContext.of(random_scores(structure, seed), structure, fraction),
+        evidence=digits_bench.evidence,
+        measure=made_up,
+    )
+    path = cast(Allocation, rooms.build("allocation", name)).path(context)
     found = repair(structure, budget(structure, flops_fraction=fraction), path=path)
     counts_G = counts_of(structure, found)
     allowed = fraction * structure.flops()
@@ -70,7 +84,7 @@ def test_lands_within_the_target_and_no_more_than_one_unit_below(
 
 def test_two_targets_are_both_met_and_one_is_tight(digits_bench: Bench) -> None:
     structure = digits_bench.base.structure
-    path = Uniform().path(random_scores(structure), structure)
+    path = Uniform().path(AllocationContext.of(random_scores(structure), structure))
     found = repair(structure, budget(structure, flops_fraction=0.6, params_fraction=0.3), path=path)
     assert found.flops_fraction <= 0.6
     assert 0.28 < found.params_fraction <= 0.3
@@ -79,7 +93,7 @@ def test_two_targets_are_both_met_and_one_is_tight(digits_bench: Bench) -> None:
 def test_rounding_is_respected() -> None:
     model = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 5))
     structure = trace(model, torch.randn(2, 10), round_to=8)
-    path = Uniform().path(random_scores(structure), structure)
+    path = Uniform().path(AllocationContext.of(random_scores(structure), structure))
     for fraction in (0.9, 0.6, 0.4, 0.3):
         found = repair(structure, budget(structure, flops_fraction=fraction), path=path)
         assert found.counts["0"] in (8, 16, 24)
@@ -91,7 +105,7 @@ def test_order_of_the_keep_fractions_survives(digits_bench: Bench) -> None:
     structure = digits_bench.base.structure
     names = [g.name for g in structure.groups]
     wanted = dict(zip(names, np.linspace(0.3, 0.95, len(names)).tolist(), strict=True))
-    path = PerGroup(keep_fraction=wanted).path(random_scores(structure), structure)
+    path = PerGroup(keep_fraction=wanted).path(AllocationContext.of(random_scores(structure), structure))
     found = repair(structure, budget(structure, flops_fraction=0.5), path=path)
     kept = [found.counts[g.name] / g.size for g in structure.groups]
     assert all(a <= b + 1 / g.size for a, b, g in zip(kept, kept[1:], structure.groups[1:], strict=False))
@@ -100,7 +114,9 @@ def test_order_of_the_keep_fractions_survives(digits_bench: Bench) -> None:
 def test_global_keeps_the_best_of_the_network(digits_bench: Bench) -> None:
     structure = digits_bench.base.structure
     scores = random_scores(structure)
-    found = repair(structure, budget(structure, flops_fraction=0.5), path=Global().path(scores, structure))
+    found = repair(
+        structure, budget(structure, flops_fraction=0.5), path=Global().path(AllocationContext.of(scores, structure))
+    )
     kept, gone = [], []
     for group in structure.groups:
         ranked = scores[group.name].sort(descending=True).values
@@ -112,7 +128,9 @@ def test_global_keeps_the_best_of_the_network(digits_bench: Bench) -> None:
 def test_minimum_share_is_kept(digits_bench: Bench) -> None:
     structure = digits_bench.base.structure
     name = structure.groups[0].name
-    path = PerGroup(keep_fraction={name: 0.01, "*": 0.9}).path(random_scores(structure), structure)
+    path = PerGroup(keep_fraction={name: 0.01, "*": 0.9}).path(
+        AllocationContext.of(random_scores(structure), structure)
+    )
     free = repair(structure, budget(structure, flops_fraction=0.5), path=path)
     held = repair(structure, budget(structure, flops_fraction=0.5), path=path, min_keep_fraction=0.25)
     assert free.counts[name] == 1
@@ -121,7 +139,7 @@ def test_minimum_share_is_kept(digits_bench: Bench) -> None:
 
 def test_target_below_the_reachable_names_the_least(digits_bench: Bench) -> None:
     structure = digits_bench.base.structure
-    path = Uniform().path(random_scores(structure), structure)
+    path = Uniform().path(AllocationContext.of(random_scores(structure), structure))
     with pytest.raises(UnreachableTarget, match=r"flops_fraction 0.1 cannot be reached .* flops_fraction 0.5\d\d"):
         repair(structure, budget(structure, flops_fraction=0.1), path=path, min_keep_fraction=0.7)
 
@@ -136,7 +154,7 @@ def test_ranks_alone_meet_the_target(digits_bench: Bench) -> None:
 
 def test_channels_and_ranks_share_one_strength(digits_bench: Bench) -> None:
     structure = digits_bench.base.structure
-    path = Uniform().path(random_scores(structure), structure)
+    path = Uniform().path(AllocationContext.of(random_scores(structure), structure))
     both = repair(structure, budget(structure, flops_fraction=0.4), path=path, low_rank=Svd(rank_fraction=0.5))
     channels = repair(structure, budget(structure, flops_fraction=0.4), path=path)
     assert both.ranks
@@ -146,7 +164,7 @@ def test_channels_and_ranks_share_one_strength(digits_bench: Bench) -> None:
 
 def test_nothing_is_removed_for_a_target_of_one(digits_bench: Bench) -> None:
     structure = digits_bench.base.structure
-    path = Uniform().path(random_scores(structure), structure)
+    path = Uniform().path(AllocationContext.of(random_scores(structure), structure))
     found = repair(structure, budget(structure, flops_fraction=1.0), path=path)
     assert (counts_of(structure, found) == structure.sizes).all()
     assert found.strength == 0

@@ -36,6 +36,29 @@ def test_every_pair_meets_its_target_with_a_really_smaller_model(
     assert sum(p.numel() for p in model.parameters()) < digits_bench.base.params
 
 
+@pytest.mark.parametrize("allocation", ["knapsack", "sensitivity", "accuracy_floor"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"schedule": {"name": "iterative", "count": 2, "epochs_between": 0.05}},
+        {"target": {"flops_fraction": None, "params_fraction": 0.4}},
+        {"low_rank": {"name": "svd", "rank_fraction": 0.5}},
+        {"min_keep_fraction": 0.4},
+    ],
+    ids=["iterative", "params", "low_rank", "min_keep"],
+)
+def test_measured_amounts_go_with_every_other_part(
+    allocation: str, parts: dict[str, object], digits_bench: Bench
+) -> None:
+    chosen = recipe(**{"target": {"flops_fraction": 0.4}, "allocation": {"name": allocation, "samples": 32}, **parts})
+    prepared = prepare(chosen, digits_bench, seed=0)
+    measured = measure(prepared.compressed.model, digits_bench, samples=32)
+    found = measured.flops_fraction if chosen.target.flops_fraction else measured.params_fraction
+    assert 0.37 < found <= 0.4
+    kept = [len(prepared.kept[g.name]) / g.size for g in digits_bench.base.structure.groups]
+    assert min(kept) >= chosen.min_keep_fraction
+
+
 def test_channels_and_ranks_in_one_recipe_meet_the_target_exactly(digits_bench: Bench) -> None:
     chosen = recipe(low_rank={"name": "svd", "rank_fraction": 0.5}, target={"flops_fraction": 0.35})
     prepared = prepare(chosen, digits_bench, seed=0)

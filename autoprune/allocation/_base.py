@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ Measure = Callable[[Mapping[str, int], int], "Evaluation"]
 The uncut model is really cut by the recipe's scores, and corrected as the recipe corrects it, without any training.
 """
 
-Cost = Callable[[NDArray[np.int64]], float]
+Cost = Callable[[NDArray[Any]], float]
 """Kept units of every group, (G,), to the cost that the target limits."""
 
 
@@ -42,22 +42,31 @@ class AllocationContext:
     """What an allocation looks at.
 
     scores: normalised, (C,) by group; groups without scores stay whole. structure: of the model to be cut next.
-    full_sizes: the groups' sizes before the first cut of a schedule. What an allocation does not declare in `needs` may
-    be missing: `evidence` about the model to be cut, and `measure` about the one before the first cut.
+    full_sizes: the groups' sizes before the first cut of a schedule. budget: the cost that the next cut may leave; the
+    repair meets it exactly, together with ranks and other limits. min_keep_fraction: of full sizes. What an allocation
+    does not declare in `needs` may be missing: `evidence` about the model to be cut, and `measure` about the one before
+    the first cut.
     """
 
     scores: Mapping[str, Tensor]
     structure: Structure
     full_sizes: Mapping[str, int]
     cost: Cost
+    budget: float
+    min_keep_fraction: float = 0.0
     evidence: ModelEvidence | None = None
     measure: Measure | None = None
 
     @staticmethod
-    def of(scores: Mapping[str, Tensor], structure: Structure) -> AllocationContext:
-        """Return the context of an uncut model of which nothing but the scores is known; FLOPs are the cost."""
-        sizes = {g.name: g.size for g in structure.groups}
-        return AllocationContext(scores=scores, structure=structure, full_sizes=sizes, cost=structure.total_flops)
+    def of(scores: Mapping[str, Tensor], structure: Structure, flops_fraction: float = 0.5) -> AllocationContext:
+        """Return the context of an uncut model of which nothing but the scores is known."""
+        return AllocationContext(
+            scores=scores,
+            structure=structure,
+            full_sizes={g.name: g.size for g in structure.groups},
+            cost=structure.total_flops,
+            budget=flops_fraction * structure.total_flops(structure.sizes),
+        )
 
     def evidence_for(self, allocation: str) -> ModelEvidence:
         """Return the evidence. Raises BadRecipe where there is none."""

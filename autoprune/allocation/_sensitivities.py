@@ -15,9 +15,13 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """What cutting one group of `size` units to each of `counts` (L,), falling, leads to: losses and accuracies (L,)."""
+    """What cutting one group of `size` units to each of `fractions` (L,), falling, leads to.
+
+    counts (L,) of kept units, alike where the group is too small to tell fractions apart; losses, accuracies (L,).
+    """
 
     size: int
+    fractions: tuple[float, ...]
     counts: NDArray[np.int64]
     losses: FloatArray
     accuracies: FloatArray
@@ -38,12 +42,11 @@ def keep_fractions(levels: int) -> tuple[float, ...]:
 
 
 def kept_counts(size: int, fractions: Sequence[float], grid: int) -> NDArray[np.int64]:
-    """Return max(1, int(size * fraction)) for every fraction, on the grid; what comes out twice is there once.
+    """Return max(1, int(size * fraction)) for every fraction, on the grid.
 
     The addition keeps a product such as 10 * 0.7 from falling below its whole number.
     """
-    found = [max(min(grid, size), int(size * f / grid + 1e-9) * grid) for f in fractions]
-    return np.array(sorted(set(found), reverse=True), dtype=np.int64)
+    return np.array([max(min(grid, size), int(size * f / grid + 1e-9) * grid) for f in fractions], dtype=np.int64)
 
 
 def measure_groups(
@@ -56,5 +59,6 @@ def measure_groups(
         size = context.full_sizes[name]
         counts = kept_counts(size, fractions, context.structure.round_to)
         found = [measure({name: int(count)}, samples) for count in counts]
-        curves[name] = Curve(size, counts, np.array([e.loss for e in found]), np.array([e.accuracy for e in found]))
+        losses, accuracies = [e.loss for e in found], [e.accuracy for e in found]
+        curves[name] = Curve(size, tuple(fractions), counts, np.array(losses), np.array(accuracies))
     return Sensitivities(whole.loss, whole.accuracy, curves)

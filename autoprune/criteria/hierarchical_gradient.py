@@ -32,6 +32,7 @@ from torch import Tensor
 from autoprune.criteria._base import Criterion
 from autoprune.errors import NotApplicable
 from autoprune.evidence import Evidence, ModelEvidence
+from autoprune.evidence.filter_gradients import needed_eps, redundancy, spectrum
 from autoprune.fields import choice, real
 from autoprune.graph import Group, Role
 
@@ -71,26 +72,6 @@ class HierarchicalGradient(Criterion):
         score_C = torch.zeros(group.size, dtype=torch.float64)
         score_C[torch.tensor(order)] = torch.from_numpy(_rising(found))
         return score_C
-
-
-def spectrum(gram_CC: Tensor) -> Tensor:
-    """Return the eigenvalues (C,), largest first, none below zero."""
-    values: Tensor = torch.linalg.eigvalsh(gram_CC)
-    return values.clamp_min(0).flip(0)
-
-
-def redundancy(values_C: Tensor, eps: float) -> int:
-    """Return r: how many of the smallest dimensions together hold at most eps of the sum; never all of them."""
-    return int((needed_eps(values_C)[:-1] <= eps).sum())
-
-
-def needed_eps(values_C: Tensor) -> np.ndarray:
-    """Return (C,): the eps that allows m removals, m = 1 .. C; zero where nothing would be lost. The last is 1."""
-    tails_C = values_C.flip(0).cumsum(0)
-    total = float(tails_C[-1])
-    needed: np.ndarray = (tails_C / total).numpy() if total > 0 else np.zeros(len(tails_C))
-    needed[-1] = 1.0
-    return needed
 
 
 def removal(gram_CC: Tensor, square_C: Tensor, length: int, chunk: int, allowed: int) -> tuple[list[int], list[float]]:

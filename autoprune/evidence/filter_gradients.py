@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoprune.errors import LossNotFinite
@@ -125,3 +127,23 @@ def _patches(conv: nn.Conv1d | nn.Conv2d, read: Tensor) -> Tensor:
         return F.unfold(padded, (1, conv.kernel_size[0]), (1, conv.dilation[0]), 0, (1, conv.stride[0]))
     rows_RD = rows_of(conv, read)
     return rows_RD.reshape(len(read), -1, rows_RD.shape[1]).transpose(1, 2)
+
+
+def spectrum(gram_CC: Tensor) -> Tensor:
+    """Return the eigenvalues (C,), largest first, none below zero."""
+    values: Tensor = torch.linalg.eigvalsh(gram_CC)
+    return values.clamp_min(0).flip(0)
+
+
+def redundancy(values_C: Tensor, eps: float) -> int:
+    """Return r: how many of the smallest dimensions together hold at most eps of the sum; never all of them."""
+    return int((needed_eps(values_C)[:-1] <= eps).sum())
+
+
+def needed_eps(values_C: Tensor) -> NDArray[np.float64]:
+    """Return (C,): the eps that allows m removals, m = 1 .. C; zero where nothing would be lost. The last is 1."""
+    tails_C = values_C.flip(0).cumsum(0)
+    total = float(tails_C[-1])
+    needed: NDArray[np.float64] = (tails_C / total).numpy() if total > 0 else np.zeros(len(tails_C))
+    needed[-1] = 1.0
+    return needed

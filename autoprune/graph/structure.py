@@ -4,6 +4,7 @@ data."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ from autoprune.graph.parts import (
     Place,
     Product,
     Rescale,
+    Role,
     SizeAttribute,
     Tensor,
     Term,
@@ -120,6 +122,21 @@ class Structure:
         if name not in self._index:
             raise unknown_name("group", name, self.names)
         return self.groups[self._index[name]]
+
+    @cached_property
+    def stages(self) -> Mapping[str, str]:
+        """The stage of every group: the spatial size at which its units are computed, such as `32x32`.
+
+        Where producing layers differ, the largest; `1` for units that have no positions, or whose layers are unknown.
+        """
+        by_weight = {layer.weight: layer for layer in self.layers}
+        found: dict[str, str] = {}
+        for group in self.groups:
+            places = group.places_with(Role.OUTPUT) or group.places_with(Role.DEPTHWISE)
+            calls = [call for p in places if p.tensor in by_weight for call in by_weight[p.tensor].calls]
+            sizes = max((call.out_positions for call in calls), key=lambda size: (math.prod(size), size), default=())
+            found[group.name] = "x".join(map(str, sizes)) or "1"
+        return found
 
     @cached_property
     def _index(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from autoprune.trial import Bench, Outcome
 
 Say = Callable[[str], None]
+_MEASURED_PER_LINE = 20
 
 
 def compress_study(
@@ -48,7 +50,7 @@ def compress_study(
     if epochs is not None:
         recipe = recipe.model_copy(update={"epochs": epochs})
     with _prepared(config, say) as run:
-        bench = load_bench(run)
+        bench = dataclasses.replace(load_bench(run), report=_counted(say))
         say(f"compressing with {recipe.preset or 'the recipe'}, {recipe.epochs:g} epochs of training")
         outcome = run_trial(recipe, bench, seed)
         base_metrics = read_json(run.base_file)["metrics"]
@@ -81,6 +83,16 @@ def _step_by_step(say: Say) -> events.Listener:
             say(f"preparing: {event.step} {event.detail}".rstrip())
         elif isinstance(event, events.Warned):
             say(f"Warning: {event.message}")
+
+    return listen
+
+
+def _counted(say: Say) -> Callable[[int], None]:
+    """Return a listener to an allocation that measures cut models: a line now and then."""
+
+    def listen(measured: int) -> None:
+        if measured == 1 or measured % _MEASURED_PER_LINE == 0:
+            say(f"group sensitivities: {measured} cut model{'s' if measured > 1 else ''} measured")
 
     return listen
 

@@ -40,13 +40,16 @@ class Named(Protocol):
 
 
 class Items(Protocol):
-    """What a space needs of a Structure: the groups and layers that have a dimension each."""
+    """What a space needs of a Structure: the groups, layers and stages (by group) that have a dimension each."""
 
     @property
     def groups(self) -> Sequence[Named]: ...
 
     @property
     def layers(self) -> Sequence[Any]: ...
+
+    @property
+    def stages(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +220,7 @@ class Each(Node):
 
 @dataclass(frozen=True, kw_only=True)
 class ForEach(Node):
-    """One node per group or layer. `nodes` maps name or glob to a node whose path has `{}` for the name."""
+    """One node per group, layer or stage. `nodes` maps name or glob to a node whose path has `{}` for the name."""
 
     path: str
     room: str
@@ -265,6 +268,8 @@ class ForEach(Node):
     def _names(self, items: Items) -> list[str]:
         if self.declared.of == "group":
             return [group.name for group in items.groups]
+        if self.declared.of == "stage":
+            return list(dict.fromkeys(items.stages.values()))
         method = rooms.build(self.room, self.method)
         eligible = cast(Any, method).rank_fractions(items.layers)
         return list(eligible)

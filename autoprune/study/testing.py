@@ -35,6 +35,11 @@ class FakeStructure:
     groups: tuple[FakeGroup, ...]
     layers: tuple[object, ...] = ()
 
+    @property
+    def stages(self) -> dict[str, str]:
+        """One stage for all groups."""
+        return {group.name: "1" for group in self.groups}
+
 
 def fake_structure(names: Sequence[str] = ("stem", "block1", "block2")) -> FakeStructure:
     """Return a structure of these groups and no layers."""

@@ -7,18 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autoprune.allocation import AllocationContext
 from autoprune.criteria.hierarchical_gradient import (
     HierarchicalGradient,
     cheapest,
     downdated,
-    needed_eps,
-    redundancy,
     removal,
-    spectrum,
 )
 from autoprune.data import Data, TensorSplit
 from autoprune.errors import NotApplicable
 from autoprune.evidence import ModelEvidence, Source
+from autoprune.evidence.filter_gradients import needed_eps, redundancy, spectrum
 from autoprune.graph import Structure, trace
 from autoprune.tasks import Task
 
@@ -165,7 +164,7 @@ def test_no_layer_goes_beyond_its_redundancy_before_all_have_reached_it(look: Lo
     for name, score in scores.items():
         assert int((score < 1).sum()) == caps[name]
         assert len(score.unique()) == len(score)
-    path = Global().path(scores, structure)
+    path = Global().path(AllocationContext.of(scores, structure))
     sizes = structure.sizes
     total, allowed = int(sizes.sum()), sum(caps.values())
     assert 0 < allowed < total

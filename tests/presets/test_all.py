@@ -24,7 +24,7 @@ def test_l1_filters_is_what_the_paper_does() -> None:
     assert recipe.criterion is not None
     assert (recipe.criterion.name, recipe.allocation.name, recipe.schedule.name) == (
         "l1_norm",
-        "uniform",
+        "sensitivity",
         "one_shot",
     )
 

@@ -95,7 +95,12 @@ def _weights(fresh: nn.Module, full: Mapping[str, Tensor]) -> dict[str, _Weight]
             name, weight = (f"{path}.{part}".removeprefix(".") for part in (leaf, "weight"))
             tensor = full[name]
             fans_of = name if tensor.ndim > 1 else weight
-            if tensor.numel() > 1 and fans_of in full and full[fans_of].ndim > 1 and bool((tensor != tensor.flatten()[0]).any()):
+            if (
+                tensor.numel() > 1
+                and fans_of in full
+                and full[fans_of].ndim > 1
+                and bool((tensor != tensor.flatten()[0]).any())
+            ):
                 found[name] = _Weight(f"{type(module).__name__}.{leaf}", tensor, fans_of)
     return found
 

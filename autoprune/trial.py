@@ -322,9 +322,7 @@ class _Choice:
         return self.of(ModelEvidence(model, self._structure, self._bench.source, seed=seed))[1]
 
 
-def _regularised(
-    recipe: Recipe, bench: Bench, state: _State, choice: _Choice, seed: int
-) -> tuple[_State, bool, Cost]:
+def _regularised(recipe: Recipe, bench: Bench, state: _State, choice: _Choice, seed: int) -> tuple[_State, bool, Cost]:
     """Return the state with a shaped model, and whether the cut has to take what was chosen on the way."""
     assert recipe.regulariser is not None
     began = time.perf_counter()

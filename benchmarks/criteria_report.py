@@ -73,7 +73,7 @@ def _number(value: float) -> str:
 def _parts(row: Row) -> str:
     return (
         f"{row['study']}: the first-order term of `sosp_h` alone ranks with {row['sosp_h_first']:.2f} inside groups, "
-        f"its second-order term with {row['sosp_h_second']:.2f}, and that term is {row['sosp_h_share_of_second']:.0%} of "
+        f"its second-order term with {row['sosp_h_second']:.2f}; that term is {row['sosp_h_share_of_second']:.0%} of "
         f"the scores. `epruner` ranks with {row['epruner_with_norm']:.2f} by the L2 norms of the filters, which rank "
         f"with {row['norm_with_truth']:.2f} by the true losses."
     )

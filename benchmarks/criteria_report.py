@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+from autoprune import rooms
+
 Row = dict[str, Any]
 
 
@@ -55,6 +57,9 @@ def _table(rows: Sequence[Row]) -> str:
         cost = "-" if row["criterion"] == "oracle" else f"{row['seconds']:.1f}"
         cells += [cost, _number(row["within_groups"]), _number(row["all_units"])]
         lines.append(f"| `{row['criterion']}` | " + " | ".join(cells) + " |")
+    missing = [f"`{name}`" for name in rooms.names("criteria") if name not in done]
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
     return "\n".join(lines)
 
 

@@ -253,7 +253,8 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     for i, step in enumerate(steps):
         chosen: _Chosen | None = None
         if recipe.regulariser is not None:
-            state, chosen, spent = _regularised(recipe, bench, state, chooser, step, derive_seed(seed, "regularise", i))
+            own = derive_seed(seed, "regularise", i)
+            state, chosen, spent = _regularised(recipe, bench, state, chooser, step, own, first=i == 0)
             cost += spent
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "shaped", i))
         amounts, keep = chosen or chooser.of(state, evidence, step)
@@ -455,7 +456,7 @@ class _Chooser:
 
 
 def _regularised(
-    recipe: Recipe, bench: Bench, state: _State, chooser: _Chooser, step: Step, seed: int
+    recipe: Recipe, bench: Bench, state: _State, chooser: _Chooser, step: Step, seed: int, *, first: bool
 ) -> tuple[_State, _Chosen | None, Cost]:
     """Return the state with a shaped model, and what the cut has to keep if that was chosen on the way."""
     assert recipe.regulariser is not None
@@ -475,7 +476,7 @@ def _regularised(
         seed=seed,
         device=bench.device,
         mixed_precision=bench.settings.mixed_precision,
-        first=all(len(state.kept[g.name]) == g.size for g in bench.base.structure.groups if g.name in state.kept),
+        first=first,
     )
     shaped = recipe.regulariser.shape(model, context)
     cost = Cost(trained_samples=shaped.trained_samples, seconds=time.perf_counter() - began)

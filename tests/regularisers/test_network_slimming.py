@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from autoprune import rooms
-from autoprune.allocation import Path
+from autoprune.allocation import AllocationContext, Path
 from autoprune.criteria.bn_scale import BnScale
 from autoprune.data import TensorSplit
 from autoprune.errors import BadRecipe
@@ -185,7 +185,7 @@ def removed(make_context: Any) -> Callable[[float], list[int]]:
     structure: Structure = make_context(model).structure
     evidence = ModelEvidence(model, structure, None, seed=0)  # type: ignore[arg-type]
     scores = {g.name: BnScale().score(g, evidence) for g in structure.groups}
-    path: Path = rooms.build("allocation", "global").path(scores, structure)  # type: ignore[attr-defined]
+    path: Path = rooms.build("allocation", "global").path(AllocationContext.of(scores, structure))  # type: ignore[attr-defined]
 
     def at(removed_fraction: float) -> list[int]:
         # strength s stands for the share 1 - 0.5 ** s of all channels; a little more against rounding

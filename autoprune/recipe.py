@@ -188,8 +188,8 @@ class Recipe(BaseModel):
             return self
         if base.label_smoothing or (base.schedule == "step" and base.milestones != HALF_AND_THREE_QUARTERS):
             raise BadRecipe(
-                "the base model was trained with label smoothing or milestones of its own (train_base), which a training "
-                "from scratch cannot repeat yet"
+                "the base model was trained with label smoothing or milestones of its own (train_base), which a "
+                "training from scratch cannot repeat yet"
             )
         recovery = tuple(_like(method, base) if method.like_base else method for method in self.recovery)
         return self.model_copy(update={"recovery": recovery, "epochs": base.epochs})
@@ -197,7 +197,9 @@ class Recipe(BaseModel):
 
 def _like(method: Recovery, base: TrainSpec) -> Recovery:
     known = hyperparameters(method)
-    return dataclasses.replace(cast(Any, method), **{k: v for k, v in base.model_dump().items() if k in known})  # type: ignore[no-any-return]
+    given = {name: value for name, value in base.model_dump().items() if name in known}
+    made: Recovery = dataclasses.replace(cast(Any, method), **given)
+    return made
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class TrainingSettings:
     weight_decay: float = real(
         5e-4, valid=(0.0, 1.0), search=(1e-5, 1e-3), log=True, help="of weights; biases and norms have none"
     )
-    schedule: RateSchedule = choice(
+    schedule: RateSchedule = choice(  # noqa: RUF009 - a literal behind an alias
         "cosine",
         options=("cosine", "constant", "step"),
         search=("cosine",),

@@ -21,10 +21,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _about(base: Row) -> str:
     return (
-        f"Base model {base['accuracy']:.2%} on {base['test_images']} test images (one standard error of the accuracies "
-        f"below: {_error(base):.1f} points or less), {base['train_images']} training images, {base['units']} units. One "
-        f"thread of {base['processor']}, torch {base['torch']}. `oracle`: {base['oracle_seconds']:.0f} s of processor "
-        f"time on {base['oracle_images']} images."
+        f"Base model {base['accuracy']:.2%} on {base['test_images']} test images (one standard error of the "
+        f"accuracies below: {_error(base):.1f} points or less), {base['train_images']} training images, "
+        f"{base['units']} units. One thread of {base['processor']}, torch {base['torch']}. `oracle`: "
+        f"{base['oracle_seconds']:.0f} s of processor time on {base['oracle_images']} images."
     )
 
 
@@ -46,7 +46,9 @@ def _table(rows: Sequence[Row]) -> str:
     done = {row["criterion"] for row in rows if row["kind"] == "complete"}
     for row in sorted((s for s in scores if s["criterion"] in done), key=quality):
         own = [t for t in trials if t["criterion"] == row["criterion"]]
-        cells = [_accuracy([t[k] for t in own if t["target"] == x]) for x in targets for k in ("calibrated", "finetuned")]
+        cells = [
+            _accuracy([t[k] for t in own if t["target"] == x]) for x in targets for k in ("calibrated", "finetuned")
+        ]
         cost = "-" if row["criterion"] == "oracle" else f"{row['seconds']:.1f}"
         cells += [cost, _number(row["within_groups"]), _number(row["all_units"])]
         lines.append(f"| `{row['criterion']}` | " + " | ".join(cells) + " |")

@@ -46,5 +46,5 @@ def test_by_compute_spends_what_the_dense_training_did_up_to_one_epoch(rho: floa
 
 
 def test_a_network_that_became_dearer_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1; got 0.5"):
+    with pytest.raises(ValueError, match=r"at least 1; got 0\.5"):
         budget(160, 0.5)

@@ -25,7 +25,7 @@ def spread(tensor: torch.Tensor) -> float:
 
 
 def test_convolutions_have_the_spread_of_the_cut_shape() -> None:
-    model, cut = halves("vgg16_bn_cifar", (3, 32, 32))
+    _, cut = halves("vgg16_bn_cifar", (3, 32, 32))
     reinitialise(cut, build_model({"name": "vgg16_bn_cifar"}, 10, seed=1), seed=1)
     convs = [m for m in cut.modules() if isinstance(m, nn.Conv2d) and m.out_channels >= 64]
     assert len(convs) >= 8
@@ -108,7 +108,7 @@ def test_what_cannot_start_anew_is_named() -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(3))
 
+    model = nn.Sequential()
+    model.added = Scaled()
     with pytest.raises(BadInput, match="module 'added' is not in the base model"):
-        model = nn.Sequential()
-        model.added = Scaled()
         reinitialise(model, nn.Sequential(), seed=0)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from autoprune.errors import BadRecipe, UnknownName
 from autoprune.recipe import Recipe, Target
+from autoprune.specs import TrainSpec
 
 
 def test_yaml_round_trip_keeps_every_value() -> None:

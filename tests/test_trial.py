@@ -130,9 +130,7 @@ def test_criterion_that_suits_no_group_says_why(digits_bench: Bench) -> None:
 SLIMMING = {"name": "network_slimming", "epochs": 0.25, "strength": 0.05, "lr": 0.05}
 
 
-def test_a_regulariser_trains_a_copy_whose_scores_decide(
-    digits_bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_regulariser_trains_a_copy_whose_scores_decide(digits_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     base = copy.deepcopy(digits_bench.base.model.state_dict())
     seen: list[torch.Tensor] = []
     real = BnScale.score

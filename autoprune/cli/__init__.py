@@ -11,7 +11,7 @@ import autoprune
 from autoprune.cli.common import reporting, show_tracebacks
 from autoprune.cli.methods import methods
 from autoprune.cli.models import compress, evaluate, export
-from autoprune.cli.results import front, pick, report
+from autoprune.cli.results import front, pick, report, scratch
 from autoprune.cli.studies import check, launch, show, status
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ for _command in (
     evaluate,
     export,
     report,
+    scratch,
     compress,
     methods,
     show,

@@ -92,6 +92,42 @@ def pick(
     typer.echo(f"Next: autoprune evaluate {folder}; autoprune export {folder} --format onnx")
 
 
+def scratch(
+    run: RunArgument,
+    trial: Annotated[
+        list[int] | None, typer.Option(help="This trial, finished; repeatable. By default the whole front.")
+    ] = None,
+    arm: Annotated[
+        str, typer.Option(help="e: as many epochs as the base model; b: as much computation; eb: both.")
+    ] = "eb",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each.")] = 3,
+    epochs: Annotated[
+        float | None, typer.Option(min=0.01, help="Epochs of the base model; needed when it came with weights.")
+    ] = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Train the front's architectures from scratch under a fair budget: what the inherited weights are worth."""
+    from autoprune.report import tables
+    from autoprune.report.front import Selector
+    from autoprune.report.scratch import ARMS, rows, train_from_scratch
+    from autoprune.study.run_folder import RunFolder
+
+    arms = [one for one in ARMS if one in arm]
+    if not arms or set(arm) - set(ARMS):
+        raise BadInput(f"--arm is e, b or eb, got {arm!r}")
+    found = read_front(run)
+    chosen = [found.choose(Selector(trial=number)) for number in trial or ()] or list(found.trials)
+    if not chosen:
+        raise BadInput(f"no trial of {run} has finished yet, so there is nothing to train from scratch")
+    folder = found.record.folder
+    say = lambda text: typer.echo(text, err=True)  # noqa: E731
+    train_from_scratch(RunFolder(folder), chosen, arms=arms, seeds=seeds, epochs=epochs, say=say)
+    if as_json:
+        common.print_json(list(rows(folder, chosen)))
+    else:
+        tables.print_scratch(common.console(), found)
+
+
 def report(
     run: RunArgument,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; report.html in the run folder.")] = None,

@@ -7,8 +7,8 @@ batch; weight decay acts on the scales too, and the momentum sees the penalty. O
 penalised; by default not those of residual streams, which several layers write.
 
 The paper trains from random weights with scales of 0.5 and shifts of 0; `initial_scale: kept` goes on from those of the
-base model. Cut afterwards by `bn_scale`, unnormalised, under one global ranking. A second cut is trained for anew, which
-is the paper's multi-pass scheme.
+base model. Cut afterwards by `bn_scale`, unnormalised, under one global ranking. A second cut is trained for anew,
+which is the paper's multi-pass scheme.
 """
 
 from __future__ import annotations

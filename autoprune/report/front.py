@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import BadInput, UnknownName
+from autoprune.report import scratch
 from autoprune.search.objectives import METRIC_OF
 from autoprune.search.stopper import dominates
 from autoprune.study.records import StudyRecord, TrialRecord
@@ -267,6 +268,7 @@ class Front:
             "base": dict(self.base),
             "front": [plain_trial(t) for t in self.trials],
             "baselines": [plain_trial(t) for t in self.baselines],
+            "scratch": list(scratch.rows(self.record.folder, (*self.trials, *self.baselines))),
         }
 
     def csv(self) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from autoprune.report import scratch
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of, noise
 from autoprune.study.records import TrialRecord
 
@@ -70,6 +71,39 @@ def print_front(console: Console, front: Front) -> None:
     """Print the front and the baselines, target by target, below the base model."""
     console.print(front_table(front))
     console.print(_legend(front))
+    if scratch.read_runs(front.record.folder):
+        print_scratch(console, front)
+
+
+def print_scratch(console: Console, front: Front) -> None:
+    """Print what the front's architectures reach from scratch, next to what finetuning reached."""
+    found = list(scratch.rows(front.record.folder, (*front.trials, *front.baselines)))
+    table = Table(box=box.SIMPLE, title="From scratch", title_justify="left")
+    for column in ("model", "split", "finetuned", "scratch-E", "scratch-B", "weight value", "training FLOPs of B"):
+        table.add_column(column, justify="left" if column in ("model", "split") else "right", no_wrap=True)
+    for row in found:
+        table.add_row(
+            row["name"],
+            row["split"],
+            percent(row["finetuned"]),
+            *(_from_scratch(row, arm) for arm in scratch.ARMS),
+            "-" if row["weight_value"] is None else points(row["weight_value"]),
+            "-" if row["scratch_b_training_flops"] is None else human(row["scratch_b_training_flops"]),
+        )
+    console.print(table)
+    console.print(
+        "The same architectures with new weights, trained for as many epochs (E) or as much computation, at most "
+        "twice the epochs (B),\nas the base model; mean and standard deviation over seeds. weight value: finetuned "
+        "minus scratch-B. 'not trained': this model\nhas no such baseline."
+    )
+
+
+def _from_scratch(row: Mapping[str, Any], arm: str) -> str:
+    if row[f"scratch_{arm}"] is None:
+        return "not trained"
+    seeds = row[f"scratch_{arm}_seeds"]
+    spread = f" ± {100 * row[f'scratch_{arm}_sd']:.2f}" if seeds > 1 else ""
+    return f"{percent(row[f'scratch_{arm}'])}{spread} (n={seeds})"
 
 
 def front_table(front: Front) -> Table:

@@ -163,3 +163,19 @@ def test_command_as_a_process(finished: Path) -> None:
     )
     assert json.loads(done.stdout)["study"] == "digits"
     assert done.stderr == ""
+
+
+def test_scratch_trains_the_front_once_and_the_front_shows_it(run: Run, finished: Path) -> None:
+    flags = ("--arm", "b", "--seeds", 1, "--epochs", 0.5, "--json")
+    said = run("scratch", finished, *flags)
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
+    shown = json.loads(run("front", finished, "--json").stdout)
+    assert [row["trial"] for row in found] == [trial["trial"] for trial in shown["front"]]
+    assert all(0 < row["scratch_b"] <= 1 and row["scratch_e"] is None for row in found)
+    lines = (finished / "scratch.jsonl").read_text().splitlines()
+    again = run("scratch", finished, *flags)
+    assert json.loads(again.stdout) == found
+    assert (finished / "scratch.jsonl").read_text().splitlines() == lines
+    assert "From scratch" in run("front", finished).stdout
+    assert run("scratch", finished, "--arm", "x").exit_code == 2

@@ -17,7 +17,9 @@ NAMES = rooms.names("regularisers")
 def quick(name: str) -> Regulariser:
     """Return the method with little training: a 64-sample batch and, where it has that, an eighth of an epoch."""
     known = rooms.method_class("regularisers", name).__dataclass_fields__  # type: ignore[attr-defined]
-    return cast(Regulariser, rooms.build("regularisers", {"name": name} | {k: v for k, v in QUICK.items() if k in known}))
+    return cast(
+        Regulariser, rooms.build("regularisers", {"name": name} | {k: v for k, v in QUICK.items() if k in known})
+    )
 
 
 QUICK = {"epochs": 0.5, "batch_size": 64, "growth": 0.5, "pick_growth": 0.005, "every": 2, "stabilise": 4}

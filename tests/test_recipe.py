@@ -42,7 +42,7 @@ def test_default_recipe_is_uniform_l1() -> None:
         ({"target": {"flops_fraction": 1.5}}, "recipe: target.flops_fraction: .*less than or equal to 1, got 1.5"),
         ({"target": {"flops_fraction": None}}, "a target needs flops_fraction, params_fraction or both"),
         ({"normalisation": "big"}, "recipe: normalisation: .*'none', 'mean', .* got 'big'"),
-        ({"criterion": None}, "nothing to do: criterion and low_rank are both null"),
+        ({"criterion": None}, "nothing to do: criterion, low_rank and sparsity are all null"),
         ({"recovery": ["finetune", "distillation"]}, "only one method may train, got finetune and distillation"),
         ({"epochs": "many"}, "recipe: epochs: .*got 'many'"),
         ({"schedule": {"name": "iterative", "count": 0}}, "Iterative.count must be from 1 to 100, got 0"),

@@ -143,7 +143,7 @@ def _base(config: StudyConfig, data: Data, task: Task) -> Base:
 
 
 def _check(config: StudyConfig, base: Base, space: Space) -> tuple[str, ...]:
-    if not base.structure.groups and not any(room == "lowrank" for room, _ in space.methods()):
+    if not base.structure.groups and not any(room in ("lowrank", "sparsity") for room, _ in space.methods()):
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in base.structure.frozen[:5])
         raise BadInput(f"nothing of model {config.model.name!r} can be cut: {reasons or 'it has no groups'}")
     space.check(base.structure)

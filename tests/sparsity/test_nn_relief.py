@@ -65,7 +65,7 @@ def test_a_convolution_adds_what_its_kernels_add_one_by_one(make_context: MakeCo
     for j in range(4):
         for i in range(3):
             alone = inputs[:, 3 * (j // 2) + i : 3 * (j // 2) + i + 1].abs()
-            maps = nn.functional.conv2d(alone, layer.weight[j : j + 1, i : i + 1].abs(), stride=2, padding=1)
+            maps = nn.functional.conv2d(alone, layer.weight.detach()[j : j + 1, i : i + 1].abs(), stride=2, padding=1)
             assert float(found[j, i]) == pytest.approx(float(maps.flatten(1).norm(dim=1).mean()), rel=1e-5)
         assert float(found[j, 3]) == pytest.approx(abs(float(layer.bias.detach()[j])) * 4.0, rel=1e-6)
 

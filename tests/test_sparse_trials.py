@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from autoprune import artefact, presets, rooms
+from autoprune.api import compress
 from autoprune.artefact import Manifest
 from autoprune.errors import BadRecipe, UnreachableTarget, WrongArtefact
 from autoprune.masks import count, prunable, size
@@ -178,3 +179,11 @@ def test_the_sparsity_of_a_recipe_is_changed_by_its_own_rules() -> None:
         BadRecipe, match="the recipe l1_filters zeroes no single weights; its `sparsity` must be one of"
     ):
         presets.load("l1_filters").with_sparsity(0.9)
+
+
+def test_one_call_from_python(digits_bench: Bench) -> None:
+    chosen = recipe("magnitude", epochs=0)
+    base, data = digits_bench.base, digits_bench.data
+    outcome = compress(base, data, chosen, sparsity=0.6, settings=digits_bench.settings)
+    assert outcome.metrics["sparsity"] == pytest.approx(0.6, abs=1e-4)
+    assert outcome.metrics["flops_fraction"] == 1.0

@@ -67,8 +67,8 @@ class Recovery(Method):
 
     Methods with `trains` set get the epochs of a rung. The others run once after every cut: first, before layers are
     factorised, those that say `follows_cut`, which correct the cut layers one by one; then the rest. Those with
-    `resets` run once, behind the last cut and before layers are factorised: they leave nothing of the weights. `like_base`
-    says that a training is to repeat the base model's: a study that trained its base model puts those settings in.
+    `resets` run once, behind the last cut and before layers are factorised: they leave nothing of the weights.
+    `like_base` says that a training is to repeat the base model's: a study that trained that puts its settings in.
     """
 
     room: ClassVar[str] = "recovery"

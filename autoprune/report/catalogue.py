@@ -9,6 +9,7 @@ from typing import Any
 
 from autoprune import presets, rooms
 from autoprune.errors import unknown_name
+from autoprune.evidence.effort import effort_of
 from autoprune.fields import hyperparameters
 
 PRESETS = "presets"
@@ -27,7 +28,10 @@ class HyperparameterEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One method or preset. paper: the first line of its file. recipe: of a preset only."""
+    """One method or preset. paper: the first line of its file. recipe: of a preset only.
+
+    effort: forward passes of the model, for each sample looked at, that gathering its evidence takes; criteria only.
+    """
 
     room: str
     name: str
@@ -35,11 +39,12 @@ class Entry:
     paper: str
     hyperparameters: tuple[HyperparameterEntry, ...] = ()
     recipe: Mapping[str, Any] | None = None
+    effort: str | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the entry as plain data for JSON."""
         found = asdict(self)
-        return found if self.recipe is not None else {k: v for k, v in found.items() if k != "recipe"}
+        return {k: v for k, v in found.items() if v is not None}
 
 
 def entries(room: str | None = None) -> tuple[Entry, ...]:
@@ -69,6 +74,7 @@ def _method(room: str, name: str) -> Entry:
             HyperparameterEntry(name=key, default=h.default, valid=h.allowed(), search=h.searched(), help=h.help)
             for key, h in declared.items()
         ),
+        effort=str(effort_of(made.needs)) if room == "criteria" else None,
     )
 
 

@@ -42,6 +42,8 @@ def _section(entry: Entry) -> str:
     if entry.recipe is not None:
         blocks += [entry.paper, f"```yaml\n{yaml.safe_dump(dict(entry.recipe), sort_keys=False).rstrip()}\n```"]
     else:
+        if entry.effort is not None:
+            blocks.append(f"Gathering its evidence takes {entry.effort} forward passes of the model per sample.")
         blocks.append(f"```text\n{_module_text(entry)}\n```")
     if entry.hyperparameters:
         blocks.append(_table(entry))

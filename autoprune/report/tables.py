@@ -277,6 +277,8 @@ def print_catalogue(console: Console, found: Sequence[Entry]) -> None:
             console.print(f"\n[bold]{room}[/bold]")
         console.print(f"  [bold]{entry.name}[/bold]  {entry.summary}", soft_wrap=True)
         console.print(f"      {entry.paper}", style="dim", soft_wrap=True)
+        if entry.effort is not None:
+            console.print(f"      forward passes per sample: {entry.effort}", soft_wrap=True)
         for h in entry.hyperparameters:
             line = f"      {h.name} = {h.default}   {h.valid}; searched {h.search}   {h.help}"
             console.print(line, markup=False, soft_wrap=True)

@@ -21,7 +21,7 @@ from autoprune.base import Base, fresh_model
 from autoprune.compressed import Compressed, Factor, factorise
 from autoprune.cost import count_flops, count_params, count_sparse_flops, sparsity_of
 from autoprune.data import Data
-from autoprune.errors import BadRecipe, NotApplicable, UnreachableTarget
+from autoprune.errors import BadRecipe, NotApplicable
 from autoprune.evidence import ModelEvidence, Source
 from autoprune.graph import Structure
 from autoprune.masks import Hold, prunable, zero
@@ -226,7 +226,7 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
 
     Raises UnreachableTarget when the recipe cannot meet its target, BadRecipe when it suits no group of the model.
     """
-    _check_target(recipe)
+    recipe.check_target()
     began, cost = time.perf_counter(), Cost()
     state, evidence = _start(recipe, bench, seed)
     steps = recipe.schedule.steps()
@@ -323,16 +323,6 @@ def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measu
             forward_seconds=forward_seconds,
         ),
     )
-
-
-def _check_target(recipe: Recipe) -> None:
-    """Raises UnreachableTarget for a recipe that removes single weights only and yet has to save dense cost."""
-    if recipe.criterion is None and recipe.low_rank is None and not recipe.target.is_whole:
-        raise UnreachableTarget(
-            "a recipe of sparsity alone zeroes single weights and leaves FLOPs and parameters of dense kernels as they "
-            "are; its target must be flops_fraction 1. How many weights go is the method's `sparsity`; a smaller "
-            "target needs a criterion or low_rank as well"
-        )
 
 
 def _sparsified(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> tuple[Sparsified, Cost]:

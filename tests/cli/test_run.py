@@ -198,3 +198,9 @@ def test_a_sparsity_for_a_recipe_without_one_is_bad_input(run: Run, tmp_path: Pa
     said = run("compress", "digits", "--preset", "l1_filters", "--sparsity", 0.9, "--out", tmp_path / "x")
     assert said.exit_code == 2
     assert "the recipe l1_filters zeroes no single weights" in " ".join(said.stderr.split())
+
+
+def test_dense_flops_as_the_target_of_a_sparse_recipe_are_bad_input(run: Run, tmp_path: Path) -> None:
+    said = run("compress", "digits", "--preset", "snip", "--target-flops", 0.5, "--out", tmp_path / "x")
+    assert said.exit_code == 2
+    assert "its target must be flops_fraction 1" in " ".join(said.stderr.split())

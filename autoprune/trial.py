@@ -327,7 +327,8 @@ def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measu
 
 def _sparsified(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> tuple[Sparsified, Cost]:
     """Zero single weights, in place, as the recipe says."""
-    if recipe.sparsity is None:
+    method = recipe.sparsity
+    if method is None:
         return Sparsified(masks={}), Cost()
     if not prunable(model):
         raise BadRecipe(f"{type(model).__name__} has no convolution or linear layer whose weights could become zero")
@@ -337,15 +338,15 @@ def _sparsified(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> tu
         nonlocal total
         if not any(r.trains for r in recipe.recovery):
             raise BadRecipe(
-                f"sparsity method {recipe.sparsity and recipe.sparsity.name!r} trains the model, but the recipe has no "
-                "recovery that says how; add finetune or distillation"
+                f"sparsity method {method.name!r} trains the model, but the recipe has no recovery that says how; add "
+                "finetune or distillation"
             )
         total += train_on(model, recipe, bench, derive_seed(seed, "sparsity", *purpose), epochs, hook)
 
     context = SparsityContext(
         data=bench.data, task=bench.task, seed=derive_seed(seed, "sparsity"), device=bench.device, train=train
     )
-    found = recipe.sparsity.sparsify(model, context)
+    found = method.sparsify(model, context)
     return found, Cost(
         trained_samples=total.trained_samples,
         forward_samples=total.forward_samples + found.forward_samples,

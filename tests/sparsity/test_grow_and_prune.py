@@ -139,3 +139,14 @@ def test_one_part_is_training_everything_and_pruning_in_turns(make_context: Make
             masks.zero(same, {name: masks.keep_largest_in(weight.detach().abs(), kept)})
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
     assert all(bool((w.detach() != 0).sum() <= found.masks[n].sum()) for n, w in masks.prunable(same).items())
+
+
+def test_a_pattern_is_kept_to_by_random_and_by_pruned_masks(make_context: MakeContext) -> None:
+    context = make_context()
+    method = GrowAndPrune(sparsity=0.5, pattern="2_of_4", ends="sparse", partitions=2, rounds=1, epochs=0.25)
+    found = method.sparsify(network(), context)
+    assert isinstance(context.train, Trainer)
+    random = {name: mask for name, mask in context.train.calls[0][1].items() if not bool(mask.all())}
+    assert random
+    for mask in (*random.values(), *found.masks.values()):
+        assert bool((mask.movedim(1, -1).reshape(-1, 4).sum(dim=1) == 2).all())

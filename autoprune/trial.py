@@ -235,7 +235,8 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
         choice = _Choice(recipe, bench, state.structure, step.progress, strength, notes)
         shaped = False
         if recipe.regulariser is not None:
-            state, shaped, spent = _regularised(recipe, bench, state, choice, derive_seed(seed, "regularise", i))
+            own = derive_seed(seed, "regularise", i)
+            state, shaped, spent = _regularised(recipe, bench, state, choice, own, first=i == 0)
             cost += spent
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "shaped", i))
         amounts, keep = choice.last if shaped else choice.of(evidence)
@@ -396,7 +397,9 @@ class _Choice:
         return self.of(ModelEvidence(model, self._structure, self._bench.source, seed=seed))[1]
 
 
-def _regularised(recipe: Recipe, bench: Bench, state: _State, choice: _Choice, seed: int) -> tuple[_State, bool, Cost]:
+def _regularised(
+    recipe: Recipe, bench: Bench, state: _State, choice: _Choice, seed: int, *, first: bool
+) -> tuple[_State, bool, Cost]:
     """Return the state with a shaped model, and whether the cut has to take what was chosen on the way."""
     assert recipe.regulariser is not None
     began = time.perf_counter()
@@ -409,7 +412,7 @@ def _regularised(recipe: Recipe, bench: Bench, state: _State, choice: _Choice, s
         seed=seed,
         device=bench.device,
         mixed_precision=bench.settings.mixed_precision,
-        first=all(len(state.kept[g.name]) == g.size for g in bench.base.structure.groups),
+        first=first,
     )
     shaped = recipe.regulariser.shape(model, context)
     cost = Cost(trained_samples=shaped.trained_samples, seconds=time.perf_counter() - began)

@@ -18,14 +18,14 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from criteria_report import markdown
+from criteria_report import Row, markdown
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -141,6 +141,30 @@ def measure_criterion(criterion: Criterion, study: str, bench: Bench, truth: Map
             yield common | {"kind": "trial", "target": target, "seed": seed} | trial(criterion, target, seed, bench)
 
 
+def parts(study: str, bench: Bench, truth: Mapping[str, Tensor]) -> Row:
+    """Return what two criteria are made of: ranks of the terms of sosp_h, and what epruner's scores go with."""
+    groups = bench.base.structure.groups
+    both = {g.name: bench.evidence.unit_curvature(g, norms=False) for g in groups}
+    epruner = scores_of(cast(Criterion, rooms.build("criteria", "epruner")), bench, bench.evidence)
+    norms = scores_of(cast(Criterion, rooms.build("criteria", "l2_norm")), bench, bench.evidence)
+    return {
+        "kind": "parts",
+        "study": study,
+        "criterion": "",
+        "sosp_h_first": rank_correlation({k: first.abs() for k, (first, _) in both.items()}, truth)["within_groups"],
+        "sosp_h_second": rank_correlation({k: second.abs() for k, (_, second) in both.items()}, truth)["within_groups"],
+        "sosp_h_share_of_second": _share_of_second(both.values()),
+        "epruner_with_norm": rank_correlation(epruner, norms)["within_groups"],
+        "norm_with_truth": rank_correlation(norms, truth)["within_groups"],
+    }
+
+
+def _share_of_second(both: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return what part of all scores of sosp_h its second-order term is."""
+    first, second = (torch.cat(values).abs().sum() for values in zip(*both, strict=True))
+    return float(second / 2 / (first + second / 2))
+
+
 def trial(criterion: Criterion, target: float, seed: int, bench: Bench) -> dict[str, float]:
     """Cut, calibrate and finetune; return test accuracies on the same images."""
     recipe = Recipe.parse(
@@ -180,6 +204,9 @@ def run(study: str, only: str, out: Path) -> None:
     base |= {"units": sum(len(t) for t in truth.values()), "accuracy": accuracy(bench.model, bench)}
     base |= {"oracle_images": min(ORACLE_IMAGES, len(bench.data.train)), "oracle_seconds": time.process_time() - began}
     append_line(out, {"kind": "base", "study": study, "criterion": ""} | about | base)
+    if (study, "") not in done:
+        append_line(out, parts(study, dataclasses.replace(bench), truth))
+        append_line(out, {"kind": "complete", "study": study, "criterion": ""})
     chosen = [cast(Criterion, rooms.build("criteria", name)) for name in rooms.names("criteria")]
     for criterion in (*chosen, Oracle(scores=truth)):
         if (study, criterion.name) in done or not fnmatch(criterion.name, only):
@@ -191,7 +218,7 @@ def run(study: str, only: str, out: Path) -> None:
         append_line(out, {"kind": "complete", "study": study, "criterion": criterion.name})
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[Row]:
     """Return the rows of a file, of equal ones the newest."""
     keys = ("kind", "study", "criterion", "target", "seed")
     rows = read_lines(path) if path.exists() else []

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+from autoprune import rooms
+
 Row = dict[str, Any]
 
 
@@ -16,6 +18,9 @@ def markdown(rows: Sequence[Row]) -> str:
     for base in (row for row in rows if row["kind"] == "base"):
         own = [row for row in rows if row["study"] == base["study"]]
         parts += [f"## {base['study']}", _about(base), _table(own)]
+    found = [row for row in rows if row["kind"] == "parts"]
+    if found:
+        parts += ["## What it shows", _FINDINGS, *(_parts(row) for row in found)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -52,6 +57,9 @@ def _table(rows: Sequence[Row]) -> str:
         cost = "-" if row["criterion"] == "oracle" else f"{row['seconds']:.1f}"
         cells += [cost, _number(row["within_groups"]), _number(row["all_units"])]
         lines.append(f"| `{row['criterion']}` | " + " | ".join(cells) + " |")
+    missing = [f"`{name}`" for name in rooms.names("criteria") if name not in done]
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
     return "\n".join(lines)
 
 
@@ -66,6 +74,32 @@ def _accuracy(values: Sequence[float]) -> str:
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
+
+def _parts(row: Row) -> str:
+    return (
+        f"{row['study']}: the first-order term of `sosp_h` alone ranks with {row['sosp_h_first']:.2f} inside groups, "
+        f"its second-order term with {row['sosp_h_second']:.2f}; that term is {row['sosp_h_share_of_second']:.0%} of "
+        f"the scores. `epruner` ranks with {row['epruner_with_norm']:.2f} by the L2 norms of the filters, which rank "
+        f"with {row['norm_with_truth']:.2f} by the true losses."
+    )
+
+
+_FINDINGS = """\
+A score that knows what removing one unit costs does not know what removing half of them costs: `oracle` is not the
+best line of a table, and the criteria that look at what the next layer can replace (`thinet`, `compensation_rank`,
+`hierarchical_gradient`) hold up at small targets.
+
+`sosp_h` is no score of single units. Its second-order term is the Hessian times the weights of *all* units, as its
+paper has it: the change when everything goes at once. Units whose removals would cancel score low, however much each
+is worth, and the expansion is taken far outside the region where it holds. The term outweighs the first-order one and
+ranks worse. The formula is the paper's (the tests hold it to the dense Hessian); `sosp_i` and
+`taylor_2019_per_example` are made for single units and rank far better.
+
+`epruner` keeps filters that others resemble. The preference of a filter is beta times the median of its similarities,
+so that filters near the centre of the layer, those of small norm among them, become exemplars first, while filters of
+large norm, which matter most, stand for nobody but themselves. Its scores fall with the filters' norm. The selection
+agrees with affinity propagation at the same beta, so this is the published method; its paper finetunes for 150
+epochs."""
 
 _INTRODUCTION = """\
 # Criteria compared

@@ -36,8 +36,8 @@ class Penalised:
     """One group: its producing weights, what goes, and the penalty. Changes while training."""
 
     producers: list[tuple[nn.Parameter, int, Tensor]]
-    gone_C: Tensor
-    reg_C: Tensor
+    gone_C: Tensor  # noqa: N815
+    reg_C: Tensor  # noqa: N815
     ratio: float | None = None
     updates: int = 0
     finished: bool = False

@@ -1,4 +1,4 @@
-"""Growing penalty on all units first, then on those that shrank most. Wang et al., ICLR 2021 (GReg-2), arXiv 2012.09243.
+"""Growing penalty on all units, then on those that shrank most. Wang et al., ICLR 2021 (GReg-2), arXiv 2012.09243.
 
     pick: reg_C[c] += pick_growth for all units, until pick_ceiling; then the recipe chooses the units that go
     push: reg_C[c] += growth for the units that go, reg_C[c] = recover for those that stay

@@ -53,6 +53,9 @@ _NORMALISATION = Choice(
     search=get_args(Normalisation),
     help="scale of each group's scores",
 )
+_START = Choice(
+    default="base", options=("base", "fresh"), search=("base",), help="the base model's weights, or new ones"
+)
 _MIN_KEEP = Real(default=0.05, valid=(0, 1), search=(0.02, 0.3), log=True, help="least share of a group that stays")
 _FROM_STUDY = {
     "target": "the study's `targets` say what recipes are repaired to",
@@ -198,6 +201,8 @@ def _field(key: str, spec: Any, where: str) -> Node:
         return _recovery(_Place(where, key), spec)
     if key == "normalisation":
         return _leaf(_Place(where, key), _NORMALISATION, spec)
+    if key == "start":
+        return _leaf(_Place(where, key), _START, spec)
     if key == "min_keep_fraction":
         return _leaf(_Place(where, key), _MIN_KEEP, spec)
     return Fixed(spec)

@@ -212,3 +212,19 @@ def test_a_function_must_return_a_recipe():
     made = load_space("builtins:repr")
     with pytest.raises(BadRecipe, match="must return a Recipe, got str"):
         drawn(made)
+
+
+def test_where_a_recipe_starts_can_be_searched() -> None:
+    space = parse_space({"start": {"choose": ["base", "fresh"]}}, "here")
+    assert [d.choices for d in space.dimensions(fake_structure())] == [("base", "fresh")]
+    assert space.encode(Recipe.parse({"start": "fresh"}), fake_structure()) == {"start": "fresh"}
+    with pytest.raises(BadRecipe, match="start must be one of base, fresh, got 'new'"):
+        parse_space({"start": "new"}, "here")
+
+
+def test_a_regulariser_is_one_choice_among_none_and_its_methods() -> None:
+    space = load_space("regularised")
+    plain = space.encode(Recipe.parse({"regulariser": None}), fake_structure())
+    assert plain is not None
+    assert plain["regulariser"] == "none"
+    assert ("regularisers", "greg_2") in space.methods()

@@ -22,7 +22,7 @@ from autoprune.base import Base, fresh_model
 from autoprune.compressed import Compressed, Factor, factorise
 from autoprune.cost import count_flops, count_params, count_sparse_flops, sparsity_of
 from autoprune.data import Data
-from autoprune.errors import BadRecipe, NotApplicable, UnreachableTarget
+from autoprune.errors import BadRecipe, NotApplicable
 from autoprune.evidence import Evidence, ModelEvidence, Source
 from autoprune.graph import Structure
 from autoprune.masks import Hold, prunable, zero
@@ -235,7 +235,7 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
 
     Raises UnreachableTarget when the recipe cannot meet its target, BadRecipe when it suits no group of the model.
     """
-    _check_target(recipe)
+    recipe.check_target()
     began, cost = time.perf_counter(), Cost()
     state, evidence = _start(recipe, bench, seed)
     notes, told = dict[str, str](), list[str]()
@@ -346,20 +346,10 @@ def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measu
     )
 
 
-def _check_target(recipe: Recipe) -> None:
-    """Raises UnreachableTarget for a recipe that removes single weights only and yet has to save dense cost."""
-    parts = (recipe.criterion, recipe.low_rank, recipe.depth)
-    if all(part is None for part in parts) and not recipe.target.is_whole:
-        raise UnreachableTarget(
-            "a recipe of sparsity alone zeroes single weights and leaves FLOPs and parameters of dense kernels as they "
-            "are; its target must be flops_fraction 1. How many weights go is the method's `sparsity`; a smaller "
-            "target needs a criterion, low_rank or depth as well"
-        )
-
-
 def _sparsified(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> tuple[Sparsified, Cost]:
     """Zero single weights, in place, as the recipe says."""
-    if recipe.sparsity is None:
+    method = recipe.sparsity
+    if method is None:
         return Sparsified(masks={}), Cost()
     if not prunable(model):
         raise BadRecipe(f"{type(model).__name__} has no convolution or linear layer whose weights could become zero")
@@ -369,15 +359,15 @@ def _sparsified(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> tu
         nonlocal total
         if not any(r.trains for r in recipe.recovery):
             raise BadRecipe(
-                f"sparsity method {recipe.sparsity and recipe.sparsity.name!r} trains the model, but the recipe has no "
-                "recovery that says how; add finetune or distillation"
+                f"sparsity method {method.name!r} trains the model, but the recipe has no recovery that says how; add "
+                "finetune or distillation"
             )
         total += train_on(model, recipe, bench, derive_seed(seed, "sparsity", *purpose), epochs, hook)
 
     context = SparsityContext(
         data=bench.data, task=bench.task, seed=derive_seed(seed, "sparsity"), device=bench.device, train=train
     )
-    found = recipe.sparsity.sparsify(model, context)
+    found = method.sparsify(model, context)
     return found, Cost(
         trained_samples=total.trained_samples,
         forward_samples=total.forward_samples + found.forward_samples,

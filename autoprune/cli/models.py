@@ -195,6 +195,7 @@ def read_recipe(preset: str | None, path: Path | None, target: float | None, spa
     if target is not None:
         check_fraction("--target-flops", target)
         chosen = chosen.with_target(flops_fraction=target)
+    chosen.check_target()
     return chosen if sparsity is None else chosen.with_sparsity(sparsity)
 
 

@@ -38,6 +38,16 @@ def flops_fraction(trial: TrialRecord) -> float:
     return trial.metrics.get("flops_fraction", math.nan)
 
 
+def axis_of(objectives: Sequence[str]) -> str:
+    """Return the metric on the cost axis: FLOPs of dense kernels, or sparse FLOPs where only those are an objective."""
+    return METRIC_OF["sparse_flops" if "sparse_flops" in objectives and "flops" not in objectives else "flops"]
+
+
+def has_sparsity(trials: Sequence[TrialRecord]) -> bool:
+    """Tell whether any of the trials has single weights that are zero."""
+    return any(t.metrics.get("sparsity", 0.0) > 0 for t in trials)
+
+
 def accuracy_on_test(trial: TrialRecord) -> float:
     """Return the accuracy on the test split, NaN where it was not measured."""
     return (trial.test or {}).get("accuracy", math.nan)
@@ -88,26 +98,31 @@ def best_at(trials: Sequence[TrialRecord], target: float) -> TrialRecord | None:
     return max(fitting, key=_quality, default=None)
 
 
-def knee(front: Sequence[TrialRecord]) -> TrialRecord:
+def knee(front: Sequence[TrialRecord], axis: str = METRIC_OF["flops"]) -> TrialRecord:
     """Return the trial farthest above the chord between the two ends of the front, on axes scaled to 0..1.
 
-    Without a trial above the chord the cheaper end. Raises BadInput for an empty front.
+    axis: the metric that holds the cost, see `axis_of`. Without a trial above the chord the cheaper end.
+    Raises BadInput for an empty front.
     """
-    by_cost = sorted(finished(front), key=flops_fraction)
+
+    def cost(trial: TrialRecord) -> float:
+        return trial.metrics.get(axis, math.nan)
+
+    by_cost = sorted(finished(front), key=cost)
     if not by_cost:
         raise BadInput(_NOTHING_FINISHED)
     low, high = by_cost[0], by_cost[-1]
-    width = flops_fraction(high) - flops_fraction(low)
+    width = cost(high) - cost(low)
     height = accuracy(high) - accuracy(low)
     if width <= 0 or height <= 0:
         return max(by_cost, key=_quality)
 
     def above_chord(trial: TrialRecord) -> float:
         # On scaled axes the chord is the diagonal: the distance above it grows with y - x.
-        x = (flops_fraction(trial) - flops_fraction(low)) / width
+        x = (cost(trial) - cost(low)) / width
         return round((accuracy(trial) - accuracy(low)) / height - x, _DIGITS)
 
-    return max(by_cost, key=lambda t: (above_chord(t), -flops_fraction(t)))
+    return max(by_cost, key=lambda t: (above_chord(t), -cost(t)))
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
@@ -126,10 +141,13 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
     return round(area, _DIGITS)
 
 
-def hypervolume_over(trials: Sequence[TrialRecord]) -> list[tuple[int, float]]:
-    """Return (trial number, hypervolume so far) for every finished trial, against accuracy 0 at all FLOPs."""
+def hypervolume_over(trials: Sequence[TrialRecord], axis: str = METRIC_OF["flops"]) -> list[tuple[int, float]]:
+    """Return (trial number, hypervolume so far) for every finished trial, against accuracy 0 at all FLOPs.
+
+    axis: the metric that holds the cost, see `axis_of`.
+    """
     done = finished(trials)
-    points = [(accuracy(t), flops_fraction(t)) for t in done]
+    points = [(accuracy(t), t.metrics.get(axis, math.nan)) for t in done]
     return [(trial.number, hypervolume(points[: i + 1], (0.0, 1.0))) for i, trial in enumerate(done)]
 
 
@@ -168,6 +186,7 @@ def choose(
     max_drop       the cheapest that loses at most this much of the base model's accuracy
     trial          that trial, if it finished
     knee           the one of the front that stands farthest above the chord between its ends
+    What is cheaper goes by sparse FLOPs in a study that has them, and not FLOPs, as an objective.
     Raises BadInput, naming the nearest, when nothing qualifies.
     """
     selector.check()
@@ -176,14 +195,15 @@ def choose(
     done = finished(trials)
     if not done:
         raise BadInput(_NOTHING_FINISHED)
+    axis = axis_of(objectives)
     if selector.target_flops is not None:
         return _within_flops(done, selector.target_flops)
     if selector.min_accuracy is not None:
-        return _accurate(done, selector.min_accuracy, f"an accuracy of at least {selector.min_accuracy:g}")
+        return _accurate(done, selector.min_accuracy, f"an accuracy of at least {selector.min_accuracy:g}", axis)
     if selector.max_drop is not None:
         what = f"an accuracy within {selector.max_drop:g} of the base model's {base_accuracy:.4f}"
-        return _accurate(done, base_accuracy - selector.max_drop, what)
-    return knee(non_dominated(done, objectives))
+        return _accurate(done, base_accuracy - selector.max_drop, what, axis)
+    return knee(non_dominated(done, objectives), axis)
 
 
 def check_fraction(what: str, value: float, *, zero_allowed: bool = False) -> None:
@@ -283,7 +303,11 @@ class Front:
         return text.getvalue()
 
 
-_COSTS = ("flops_fraction", "flops", "params_fraction", "params", "latency_ms")
+_COSTS = (
+    "flops_fraction", "flops", "sparse_flops_fraction", "sparse_flops", "sparsity", "params_fraction", "params",
+    "latency_ms",
+)  # fmt: skip
+_WHOLE = ("flops", "sparse_flops", "params")
 CSV_COLUMNS = (
     "trial", "baseline", "on_front", "target", "accuracy", "test_accuracy", *_COSTS, "seconds",
 )  # fmt: skip
@@ -312,7 +336,7 @@ _NOTHING_FINISHED = "no trial has finished yet, so there is nothing to choose fr
 
 def _cost(trial: TrialRecord, name: str) -> float | None:
     value = _or_none(trial.metrics.get(name, math.nan))
-    return value if value is None or name not in ("flops", "params") else int(value)
+    return value if value is None or name not in _WHOLE else int(value)
 
 
 def _quality(trial: TrialRecord) -> tuple[float, float, int]:
@@ -332,11 +356,11 @@ def _within_flops(done: Sequence[TrialRecord], target: float) -> TrialRecord:
     return found
 
 
-def _accurate(done: Sequence[TrialRecord], wanted: float, what: str) -> TrialRecord:
+def _accurate(done: Sequence[TrialRecord], wanted: float, what: str, axis: str) -> TrialRecord:
     fitting = [t for t in done if accuracy(t) >= wanted - _ROUNDING]
     if not fitting:
         raise BadInput(f"no finished trial has {what}; the nearest is {_told(max(done, key=_quality))}")
-    return min(fitting, key=lambda t: (flops_fraction(t), -accuracy(t), t.number))
+    return min(fitting, key=lambda t: (t.metrics.get(axis, math.inf), -accuracy(t), t.number))
 
 
 def _by_number(trials: Sequence[TrialRecord], number: int) -> TrialRecord:

@@ -17,7 +17,7 @@ import yaml
 from autoprune.files import write_text
 from autoprune.report import provenance
 from autoprune.report.figures import Figure, figures
-from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of, noise
+from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
 from autoprune.report.tables import (
     REFERENCE,
     counts_by_state,
@@ -26,6 +26,7 @@ from autoprune.report.tables import (
     human,
     percent,
     points,
+    sparse_cells,
     targets_of,
 )
 from autoprune.study.records import TrialRecord
@@ -174,32 +175,41 @@ def _front_section(front: Front) -> str:
     shown = {t.number: t for t in (*front.trials, *front.baselines)}
     rows = sorted(shown.values(), key=lambda t: (-flops_fraction(t), -accuracy(t)))
     on_front = {t.number for t in front.trials}
-    body = "".join(_front_row(front, t, t.number in on_front) for t in rows)
+    sparse = has_sparsity(rows)
+    body = "".join(_front_row(front, t, t.number in on_front, sparse) for t in rows)
+    more = (
+        '<th scope="col">sparse FLOPs</th><th scope="col">of base</th><th scope="col">sparsity</th>' if sparse else ""
+    )
+    told = " by dense kernels; sparse FLOPs are those left were products with zero weights skipped" if sparse else ""
     return f"""<section><h2>The front and the baselines</h2>
 <p class="soft">Validation accuracy is what the search saw; test accuracy is on a split it did not see. FLOPs are
-2 x MACs for one sample. {noise(front.trials)}</p>
+2 x MACs for one sample{told}. {noise(front.trials)}</p>
 <div class="scroll"><table>
-<thead><tr><th scope="col">model</th><th scope="col">FLOPs</th><th scope="col">of base</th><th scope="col">params</th>
+<thead><tr><th scope="col">model</th><th scope="col">FLOPs</th><th scope="col">of base</th>{more}
+<th scope="col">params</th>
 <th scope="col">of base</th><th scope="col">validation</th><th scope="col">vs {REFERENCE}</th><th scope="col">test</th>
 <th scope="col">by rung</th><th scope="col" class="left">recipe</th></tr></thead>
-<tbody>{_base_row(front.base)}{body}</tbody></table></div></section>"""
+<tbody>{_base_row(front.base, sparse)}{body}</tbody></table></div></section>"""
 
 
-def _base_row(base: Mapping[str, float]) -> str:
+def _base_row(base: Mapping[str, float], sparse: bool) -> str:
     cells = [
-        human(base.get("flops", math.nan)), "100 %", human(base.get("params", math.nan)), "100 %",
+        human(base.get("flops", math.nan)), "100 %",
+        *sparse_cells({"sparse_flops_fraction": 1.0, "sparsity": 0.0, "sparse_flops": math.nan, **base}, sparse),
+        human(base.get("params", math.nan)), "100 %",
         percent(base.get("accuracy", math.nan)), "", percent(base.get("test_accuracy", math.nan)), "", "",
     ]  # fmt: skip
     return '<tr><th scope="row">base model</th>' + "".join(f"<td>{_text(c)}</td>" for c in cells) + "</tr>"
 
 
-def _front_row(front: Front, trial: TrialRecord, on_front: bool) -> str:
+def _front_row(front: Front, trial: TrialRecord, on_front: bool, sparse: bool) -> str:
     metrics = trial.metrics
     mark = '<span class="mark" title="on the front">&#9679;</span> ' if on_front else ""
     name = name_of(trial) if trial.baseline is None else f"{trial.baseline} ({trial.number})"
     cells = [
         human(metrics["flops"]),
         f"{100 * flops_fraction(trial):.1f} %",
+        *sparse_cells(metrics, sparse),
         human(metrics["params"]),
         f"{100 * metrics['params_fraction']:.1f} %",
         percent(accuracy(trial)),

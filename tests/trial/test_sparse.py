@@ -163,10 +163,10 @@ def test_a_method_that_trains_needs_a_recovery_that_says_how(digits_bench: Bench
 
 
 def test_a_model_without_such_weights_is_refused(digits_bench: Bench) -> None:
-    from autoprune.trial import _sparsified
+    from autoprune.trial.shaping import sparsified
 
     with pytest.raises(BadRecipe, match="BatchNorm1d has no convolution or linear layer whose weights could become"):
-        _sparsified(torch.nn.BatchNorm1d(3), recipe("magnitude"), digits_bench, 0)
+        sparsified(torch.nn.BatchNorm1d(3), recipe("magnitude"), digits_bench, 0)
 
 
 def test_the_sparsity_of_a_recipe_is_changed_by_its_own_rules() -> None:

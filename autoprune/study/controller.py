@@ -31,13 +31,14 @@ from autoprune.seeds import derive_seed
 from autoprune.study import events, records
 from autoprune.study.config import StudyConfig, target_label
 from autoprune.study.jobs import Job, JobFailure, JobResult
+from autoprune.study.storage import Row, rows_of
 
 if TYPE_CHECKING:
     from optuna import Trial
     from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
 
 _DUPLICATES_IN_A_ROW = 3
+_UNFINISHED = ("RUNNING", "WAITING")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class Controller:
         self._baselines = build_baselines(config.baselines)
         self._storage = storage
         self._study = _open_study(config, storage)
-        self._asker = _make_asker(config, self._trials())
+        past = rows_of(storage, self._study)
+        self._asker = _make_asker(config, storage, past)
         self._clock, self._began = clock, clock()
         self._elapsed_before = 0.0
         self._live: dict[int, _Live] = {}
@@ -105,7 +107,7 @@ class Controller:
         self._planned: set[tuple[str, str]] = set()
         self._duplicates_in_a_row = 0
         self._tests_given = self._over = False
-        self._restore()
+        self._restore(past)
 
     def record_base(self, metrics: Mapping[str, float], owner: str | None = None) -> None:
         """Note what the base model measures, for reports, and which run folder the study belongs to."""
@@ -279,14 +281,17 @@ class Controller:
     def _record(self, trial: Trial, plan: _Plan, recipe: Mapping[str, Any] | None) -> _Live:
         """Write a trial into the storage, whole, so that it is either there with its recipe or not there."""
         seed = derive_seed(self.config.seed, "trial", self._recorded)
-        template = copy.deepcopy(self._asker.drawn(trial))
+        template = copy.copy(self._asker.drawn(trial))
         template.user_attrs = {records.TARGET: plan.target.model_dump(), records.SEED: seed}
         if plan.baseline is not None:
             template.user_attrs[records.BASELINE] = plan.baseline.name
         if recipe is not None:
             template.user_attrs[records.RECIPE] = dict(recipe)
         made = self._storage.create_new_trial(self._study, template_trial=template)
-        record = records.read_trial(self._storage.get_trial(made))
+        number = self._storage.get_trial_number_from_id(made)
+        record = records.read_trial(
+            Row(id=made, number=number, state="RUNNING", attributes=template.user_attrs, seconds=None)
+        )
         self._asker.keep(trial, record.number)
         self._count(record)
         return _live(made, record)
@@ -340,7 +345,7 @@ class Controller:
         if not self._test or self._tests_given:
             return
         self._tests_given = True
-        trials = [records.read_trial(t) for t in self._trials() if t.state is TrialState.COMPLETE]
+        trials = [record for record in self._records() if record.state == "done"]
         fronts = stopper.front_numbers([self._losses(t) for t in trials])
         chosen = {t.number for t, front in zip(trials, fronts, strict=True) if front == 0 or t.baseline}
         for target in {t.target_label for t in trials}:
@@ -371,7 +376,7 @@ class Controller:
     def _finish(self) -> Done:
         if not self._over:
             self._over = True
-            states = [records.read_trial(t).state for t in self._trials()]
+            states = [record.state for record in self._records()]
             self._listen(
                 events.StudyDone(
                     done=states.count("done"),
@@ -384,16 +389,16 @@ class Controller:
 
     # --- resuming
 
-    def _restore(self) -> None:
+    def _restore(self, past: Sequence[Row]) -> None:
         """Take up what the storage holds: the rung table, and trials that were in the middle."""
         unfinished = []
-        for trial in self._trials():
-            record = records.read_trial(trial)
+        for row in past:
+            record = records.read_trial(row)
             self._count(record)
             self._restore_points(record)
             self._elapsed_before = max([self._elapsed_before, *(rung.at for rung in record.rungs)])
             if record.state == "running":
-                unfinished.append((trial._trial_id, record))
+                unfinished.append((row.id, record))
         self._announce(len(unfinished))
         for trial_id, record in unfinished:
             self._continue(_live(trial_id, record), record)
@@ -448,8 +453,8 @@ class Controller:
         if record.recipe is not None:
             self._seen.add(_key(record.recipe))
 
-    def _trials(self) -> list[FrozenTrial]:
-        return list(self._storage.get_all_trials(self._study, deepcopy=False))
+    def _records(self) -> list[records.TrialRecord]:
+        return [records.read_trial(row) for row in rows_of(self._storage, self._study)]
 
     def _study_attributes(self) -> dict[str, Any]:
         return self._storage.get_study_user_attrs(self._study)
@@ -483,12 +488,12 @@ def _open_study(config: StudyConfig, storage: BaseStorage) -> int:
     return study._study_id
 
 
-def _make_asker(config: StudyConfig, past: Sequence[FrozenTrial]) -> Asker:
+def _make_asker(config: StudyConfig, storage: BaseStorage, past: Sequence[Row]) -> Asker:
     sampler = build_sampler(
         config.sampler.name,
         seed=config.seed,
-        finished=sum(t.state.is_finished() for t in past),
+        finished=sum(row.state not in _UNFINISHED for row in past),
         budget=config.budget.trials,
         startup=config.sampler.startup,
     )
-    return Asker(objectives.directions(config.objectives), sampler, past)
+    return Asker(objectives.directions(config.objectives), sampler, [storage.get_trial(row.id) for row in past])

@@ -37,7 +37,6 @@ def trial(number: int, accuracies: tuple[float, ...], flops: float, state: str =
         "baseline": None,
         "recipe": Recipe(target=target).plain(),
         "seed": number,
-        "params": {},
         "seconds": 4.0,
     } | more
     rungs = tuple(rung(i, a, flops, promoted=i < last) for i, a in enumerate(accuracies))

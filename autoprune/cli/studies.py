@@ -28,6 +28,7 @@ class ExecutorChoice(StrEnum):
     local = "local"
     ray = "ray"
     inline = "inline"
+    replay = "replay"
 
 
 def launch(

@@ -11,11 +11,12 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import BadInput, UnknownName
+from autoprune.search.noise import standard_error
 from autoprune.search.objectives import METRIC_OF
-from autoprune.search.stopper import dominates
 from autoprune.study.records import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def noise(trials: Sequence[TrialRecord]) -> str:
     for split, measured in (("validation", [t.metrics for t in trials]), ("test", [t.test or {} for t in trials])):
         counted = [m for m in measured if m.get("count", 0) > 0 and 0 <= m.get("accuracy", math.nan) <= 1]
         if counted:
-            errors = [math.sqrt(m["accuracy"] * (1 - m["accuracy"]) / m["count"]) for m in counted]
+            errors = [standard_error(m["accuracy"], m["count"]) for m in counted]
             parts.append(f"{100 * max(errors):.1f} points ({split}, {counted[0]['count']:.0f} samples)")
     return f"One standard error is up to {' and '.join(parts)}." if parts else ""
 
@@ -73,12 +74,12 @@ def non_dominated(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> t
     """
     done = finished(trials)
     points = [_losses(t, objectives) for t in done]
-    kept = [
-        trial
-        for i, trial in enumerate(done)
-        if not any(dominates(p, points[i]) for p in points) and points[i] not in points[:i]
-    ]
-    return tuple(sorted(kept, key=lambda t: (-flops_fraction(t), t.number)))
+    kept: list[int] = []
+    # whatever beats a point comes before it in this order, as does the first of equal ones
+    for i in sorted(range(len(done)), key=lambda i: (points[i], i)):
+        if not any(all(x <= y for x, y in zip(points[k], points[i], strict=True)) for k in kept):
+            kept.append(i)
+    return tuple(sorted((done[i] for i in kept), key=lambda t: (-flops_fraction(t), t.number)))
 
 
 def best_at(trials: Sequence[TrialRecord], target: float) -> TrialRecord | None:
@@ -127,9 +128,16 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
 
 def hypervolume_over(trials: Sequence[TrialRecord]) -> list[tuple[int, float]]:
     """Return (trial number, hypervolume so far) for every finished trial, against accuracy 0 at all FLOPs."""
-    done = finished(trials)
-    points = [(accuracy(t), flops_fraction(t)) for t in done]
-    return [(trial.number, hypervolume(points[: i + 1], (0.0, 1.0))) for i, trial in enumerate(done)]
+    found: list[tuple[int, float]] = []
+    front: list[tuple[float, float]] = []
+    area = 0.0
+    for trial in finished(trials):
+        height, cost = accuracy(trial), flops_fraction(trial)
+        if not any(h >= height and c <= cost for h, c in front):
+            front = [(h, c) for h, c in front if h > height or c < cost] + [(height, cost)]
+            area = hypervolume(front, (0.0, 1.0))
+        found.append((trial.number, area))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,12 +213,12 @@ class Front:
         """Return the front of a study's record."""
         return cls(record)
 
-    @property
+    @cached_property
     def trials(self) -> tuple[TrialRecord, ...]:
         """The front itself."""
         return non_dominated(self.record.trials, self.objectives)
 
-    @property
+    @cached_property
     def baselines(self) -> tuple[TrialRecord, ...]:
         """The finished baselines, by falling FLOPs."""
         found = [t for t in finished(self.record.trials) if t.baseline]
@@ -259,13 +267,19 @@ class Front:
         return Pick(trial=self.choose(selector), source=self.record.folder)
 
     def plain(self) -> dict[str, Any]:
-        """Return the front, the baselines and the base model as plain data for JSON."""
+        """Return the front, the baselines and the base model as plain data for JSON.
+
+        as_good_as_next: the next cheaper trial of the front, where the two do not differ by more than noise.
+        """
+        from autoprune.report.significance import as_good_as_next
+
+        same = as_good_as_next(self.trials)
         return {
             "study": self.record.config.name,
             "run": str(self.record.folder),
             "objectives": list(self.objectives),
             "base": dict(self.base),
-            "front": [plain_trial(t) for t in self.trials],
+            "front": [plain_trial(t) | {"as_good_as_next": same.get(t.number)} for t in self.trials],
             "baselines": [plain_trial(t) for t in self.baselines],
         }
 

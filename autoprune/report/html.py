@@ -18,6 +18,7 @@ from autoprune.files import write_text
 from autoprune.report import provenance
 from autoprune.report.figures import Figure, figures
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of, noise
+from autoprune.report.significance import as_good_as_next
 from autoprune.report.tables import (
     REFERENCE,
     counts_by_state,
@@ -177,7 +178,8 @@ def _front_section(front: Front) -> str:
     body = "".join(_front_row(front, t, t.number in on_front) for t in rows)
     return f"""<section><h2>The front and the baselines</h2>
 <p class="soft">Validation accuracy is what the search saw; test accuracy is on a split it did not see. FLOPs are
-2 x MACs for one sample. {noise(front.trials)}</p>
+2 x MACs for one sample. {noise(front.trials)} A circle marks the front; ~ a model of it whose next cheaper neighbour is
+as good within the noise (95 % level).</p>
 <div class="scroll"><table>
 <thead><tr><th scope="col">model</th><th scope="col">FLOPs</th><th scope="col">of base</th><th scope="col">params</th>
 <th scope="col">of base</th><th scope="col">validation</th><th scope="col">vs {REFERENCE}</th><th scope="col">test</th>
@@ -195,7 +197,7 @@ def _base_row(base: Mapping[str, float]) -> str:
 
 def _front_row(front: Front, trial: TrialRecord, on_front: bool) -> str:
     metrics = trial.metrics
-    mark = '<span class="mark" title="on the front">&#9679;</span> ' if on_front else ""
+    mark = _mark(front, trial) if on_front else ""
     name = name_of(trial) if trial.baseline is None else f"{trial.baseline} ({trial.number})"
     cells = [
         human(metrics["flops"]),
@@ -213,6 +215,14 @@ def _front_row(front: Front, trial: TrialRecord, on_front: bool) -> str:
         + "".join(f"<td>{_text(c)}</td>" for c in cells)
         + f'<td class="left">{_folded("recipe", trial.recipe or {})}</td></tr>'
     )
+
+
+def _mark(front: Front, trial: TrialRecord) -> str:
+    tied = trial.number in as_good_as_next(front.trials)
+    sign, title = "&#9679;", "on the front"
+    if tied:
+        sign, title = "~", "on the front; the next cheaper one is as good within the noise"
+    return f'<span class="mark" title="{title}">{sign}</span> '
 
 
 def _failures_section(trials: Sequence[TrialRecord]) -> str:

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of, noise
+from autoprune.report.significance import as_good_as_next
 from autoprune.study.records import TrialRecord
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _base_cells(base: Mapping[str, float], with_latency: bool) -> list[str]:
 
 def _trial_cells(front: Front, trial: TrialRecord, with_latency: bool) -> list[str]:
     metrics = trial.metrics
-    star = "* " if trial in front.trials else "  "
+    star = _mark(front, trial)
     latency = [_ms(metrics.get("latency_ms", math.nan))] if with_latency else []
     return [
         star + (name_of(trial) if trial.baseline is None else f"{trial.baseline} ({trial.number})"),
@@ -143,6 +144,13 @@ def _trial_cells(front: Front, trial: TrialRecord, with_latency: bool) -> list[s
     ]
 
 
+def _mark(front: Front, trial: TrialRecord) -> str:
+    """Return `* ` for the front, `~ ` for a trial of it whose next cheaper neighbour is as good."""
+    if trial not in front.trials:
+        return "  "
+    return "~ " if trial.number in as_good_as_next(front.trials) else "* "
+
+
 def gain(front: Front, trial: TrialRecord) -> float:
     """Return the validation accuracy over the reference baseline's at the same target, NaN without one."""
     same = [b for b in front.baselines if b.baseline == REFERENCE and b.target_label == trial.target_label]
@@ -153,8 +161,9 @@ def _legend(front: Front) -> str:
     config = front.record.config
     epochs = ", ".join(f"{e:g}" for e in config.rungs.epochs)
     return (
-        "* on the front. FLOPs are 2 x MACs for one sample. validation: accuracy on the split that the search saw; "
-        f"test: on the split\nthat it did not see, '-' where not measured. by rung: validation accuracy in per cent "
+        "* on the front; ~ on it too, but its next cheaper neighbour is as good within the noise (95 %). FLOPs are 2 x "
+        "MACs for one\nsample. validation: accuracy on the split that the search saw; test: on one that it did not "
+        "see, '-' where not\nmeasured. by rung: validation accuracy in per cent "
         f"after {epochs} epochs. {noise(front.trials)}"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 Row_D = NDArray[np.float64]
 
 
-class RememberingTPE(TPESampler):  # type: ignore[misc]
+class RememberingTPE(TPESampler):
     """TPE that turns the draws of a finished trial into numbers once.
 
     That was nearly half of a draw with 60 dimensions. It hangs on one private method of Optuna, whose result it only
@@ -28,7 +27,7 @@ class RememberingTPE(TPESampler):  # type: ignore[misc]
         self._known: dict[tuple[str, ...], dict[int, Row_D | None]] = {}
 
     def _get_internal_repr(
-        self, trials: Sequence[FrozenTrial], search_space: Mapping[str, BaseDistribution], *rest: Any
+        self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], *rest: Any
     ) -> dict[str, NDArray[np.float64]]:
         names = tuple(search_space)
         known = self._known.setdefault(names, {})
@@ -45,7 +44,7 @@ class RememberingTPE(TPESampler):  # type: ignore[misc]
         table_TD = np.array(rows).reshape(len(rows), len(names))
         return {name: np.ascontiguousarray(table_TD[:, i]) for i, name in enumerate(names)}
 
-    def _row(self, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution], *rest: Any) -> Row_D | None:
+    def _row(self, trial: FrozenTrial, search_space: dict[str, BaseDistribution], *rest: Any) -> Row_D | None:
         """Return the trial's numbers, None when it has not drawn all of these dimensions."""
         found = super()._get_internal_repr([trial], search_space, *rest)
         columns = [found[name] for name in search_space]

@@ -26,7 +26,7 @@ from autoprune.validation import validated
 
 Objective = Literal["accuracy", "flops", "params", "latency"]
 SamplerName = Literal["tpe", "nsga2", "gp", "random"]
-ExecutorName = Literal["inline", "local", "ray"]
+ExecutorName = Literal["inline", "local", "ray", "replay"]
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -74,6 +74,11 @@ class RungSpec(Spec):
 
     epochs: tuple[float, ...] = Field(default=(0.0, 0.5, 2.0), description="total epochs at each rung, from 0")
     reduction: float = Field(default=3.0, gt=1, description="one in this many trials is promoted")
+    noise: float = Field(
+        default=1.0,
+        ge=0,
+        description="standard errors of the accuracy within which a lead is none; 0 trusts every digit",
+    )
     validation_samples: tuple[int | None, ...] | None = Field(
         default=None, description="samples that each rung is judged on; null: all of the validation split"
     )
@@ -124,6 +129,15 @@ class ExecutorSpec(Spec):
     gpus_per_trial: float = Field(default=0.0, ge=0, description="Ray GPUs, fractions allowed")
     max_failures: int = Field(default=1, ge=0, description="times a job is run again when its worker dies")
     address: str | None = Field(default=None, description="of a Ray cluster; by default one starts on this machine")
+    table: str | None = Field(
+        default=None, description="for `replay`: a table of outcomes, or the run folder of a study, to answer from"
+    )
+
+    @model_validator(mode="after")
+    def _table_to_replay(self) -> Self:
+        if self.name == "replay" and self.table is None:
+            raise ValueError("replay needs executor.table: a table of outcomes, or a study's run folder")
+        return self
 
     def worker_count(self) -> int:
         """Return the number of local workers."""

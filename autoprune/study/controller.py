@@ -165,7 +165,7 @@ class Controller:
             self._fail(live, job.rung, type(error).__name__, str(error))
             return
         others = self._points.setdefault(job.rung, [])
-        promoted = not top and stopper.goes_up(point, others, self.config.rungs.reduction)
+        promoted = not top and self._goes_up(point, others)
         others.append(point)
         # one write holds the result and the decision, so that a resumed study never decides twice
         noted = {"promoted": promoted, "at": round(self._elapsed(), 3)}
@@ -184,6 +184,10 @@ class Controller:
             self._ready.append(self._job(live, job.rung + 1))
         else:
             self._end(live, values, result.metrics)
+
+    def _goes_up(self, point: stopper.Point, others: Sequence[stopper.Point]) -> bool:
+        rungs = self.config.rungs
+        return stopper.goes_up(point, others, rungs.reduction, rungs.noise)
 
     def _failed(self, job: Job, failure: JobFailure) -> None:
         if failure.lost and job.attempt < self.config.executor.max_failures:
@@ -229,6 +233,7 @@ class Controller:
             costs=dict(zip(costs, objectives.values(costs, metrics), strict=True)),
             pinned={name: value for name, value in pinned.items() if value is not None},
             baseline=live.baseline is not None,
+            count=metrics.get("count", 0.0),
         )
 
     # --- new trials

@@ -162,6 +162,9 @@ def self_contained(config: StudyConfig) -> StudyConfig:
     if config.data.root is not None:
         root = expand_path(config.data.root, "data.root").absolute()
         changes["data"] = config.data.model_copy(update={"root": str(root)})
+    if config.executor.table is not None:
+        table = expand_path(config.executor.table, "executor.table").absolute()
+        changes["executor"] = config.executor.model_copy(update={"table": str(table)})
     return config.model_copy(update=changes)
 
 

@@ -44,7 +44,7 @@ class Row:
     seconds: float | None
 
 
-class Storage(RDBStorage):  # type: ignore[misc]
+class Storage(RDBStorage):
     """See the module."""
 
     def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> Any:
@@ -53,7 +53,8 @@ class Storage(RDBStorage):  # type: ignore[misc]
             return super()._get_prepared_new_trial(study_id, template_trial, session)
         made = super()._get_prepared_new_trial(study_id, _without_draws(template_trial), session)
         session.flush()
-        params, attributes = _param_rows(made.trial_id, template_trial), _attribute_rows(made.trial_id, template_trial)
+        trial_id = int(made.trial_id)
+        params, attributes = _param_rows(trial_id, template_trial), _attribute_rows(trial_id, template_trial)
         if params:
             session.execute(sql.insert(_PARAMS), params)
         if attributes:

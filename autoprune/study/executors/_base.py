@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,3 +23,7 @@ class Executor(ABC):
         factory: makes a worker where it is called. folder: the run folder, for the executor's own files.
         When it raises, KeyboardInterrupt included, no worker of it is left. Raises Failure when workers cannot be made.
         """
+
+    def clock(self) -> float:
+        """Return the seconds of the clock that its jobs run on; differences count."""
+        return time.monotonic()

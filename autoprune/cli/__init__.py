@@ -11,7 +11,7 @@ import autoprune
 from autoprune.cli.common import reporting, show_tracebacks
 from autoprune.cli.methods import methods
 from autoprune.cli.models import compress, evaluate, export
-from autoprune.cli.results import front, pick, report
+from autoprune.cli.results import front, pick, polish, report
 from autoprune.cli.studies import check, launch, show, status
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ for _command in (
     status,
     front,
     pick,
+    polish,
     evaluate,
     export,
     report,

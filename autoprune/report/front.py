@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import BadInput, UnknownName
+from autoprune.report import polished
 from autoprune.search.noise import standard_error
 from autoprune.search.objectives import METRIC_OF
 from autoprune.study.records import StudyRecord, TrialRecord
@@ -257,14 +258,22 @@ class Front:
         max_drop: float | None = None,
         trial: int | None = None,
         knee: bool = False,
+        polish: bool = True,
     ) -> Pick:
-        """Choose one model by exactly one of these; see `choose`. Raises BadInput, naming the nearest."""
+        """Choose one model by exactly one of these; see `choose`. Raises BadInput, naming the nearest.
+
+        polish: take the chosen trial's polished model, where it has one.
+        """
         from autoprune.report.pick import Pick
 
         selector = Selector(
             target_flops=target_flops, min_accuracy=min_accuracy, max_drop=max_drop, trial=trial, knee=knee
         )
-        return Pick(trial=self.choose(selector), source=self.record.folder)
+        chosen = self.choose(selector)
+        found = polished.as_polished(chosen) if polish else None
+        if found is None:
+            return Pick(trial=chosen, source=self.record.folder)
+        return Pick(trial=found[0], source=self.record.folder, repeat=found[1].repeat)
 
     def plain(self) -> dict[str, Any]:
         """Return the front, the baselines and the base model as plain data for JSON.
@@ -314,6 +323,7 @@ def plain_trial(trial: TrialRecord) -> dict[str, Any]:
         "accuracy_by_rung": [_or_none(r.metrics.get("accuracy", math.nan)) for r in trial.rungs],
         **{cost: _cost(trial, cost) for cost in _COSTS},
         "seconds": trial.cost.get("seconds"),
+        "polished": polished.plain(trial),
         "error": trial.error,
         "recipe": None if trial.recipe is None else dict(trial.recipe),
     }

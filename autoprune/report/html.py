@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from autoprune.files import write_text
-from autoprune.report import provenance
+from autoprune.report import polished, provenance
 from autoprune.report.figures import Figure, figures
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of, noise
 from autoprune.report.significance import as_good_as_next
@@ -52,6 +52,7 @@ def render(front: Front) -> str:
             _cards(front),
             _plot_sections(drawn),
             _front_section(front),
+            _polished_section(front),
             _failures_section(front.record.trials),
             _about_section(front),
         ]
@@ -215,6 +216,23 @@ def _front_row(front: Front, trial: TrialRecord, on_front: bool) -> str:
         + "".join(f"<td>{_text(c)}</td>" for c in cells)
         + f'<td class="left">{_folded("recipe", trial.recipe or {})}</td></tr>'
     )
+
+
+def _polished_section(front: Front) -> str:
+    rows = ""
+    for trial in front:
+        shown, tested = polished.validation(trial), polished.on_test(trial)
+        if shown is not None:
+            cells = (f"{polished.latest(trial)[0].epochs:g}", str(shown.count), str(shown), str(tested or "-"))
+            rows += f'<tr><th scope="row">{_text(name_of(trial))}</th>'
+            rows += "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+    if not rows:
+        return ""
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("model", "epochs", "trainings", "validation", "test"))
+    return f"""<section><h2>After polishing</h2>
+<p class="soft">Mean and 95 % confidence interval over the trainings: the model's own, and repeats of its recipe from
+the base model with other seeds.</p>
+<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"""
 
 
 def _mark(front: Front, trial: TrialRecord) -> str:

@@ -18,6 +18,7 @@ import autoprune
 from autoprune.errors import BadInput, CheckFailed
 from autoprune.report.front import accuracy, accuracy_on_test
 from autoprune.study.records import TrialRecord
+from autoprune.study.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,15 +31,20 @@ _ALLOWED_SHARE, _ALLOWED_SAMPLES = 0.001, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Pick:
-    """One trial of a study, chosen. `source` is the study's run folder."""
+    """One trial of a study, chosen. `source` is the study's run folder.
+
+    repeat: of the polished model that this is, with its metrics in `trial`; None for the model of the search.
+    """
 
     trial: TrialRecord
     source: Path
+    repeat: int | None = None
 
     @property
     def artefact(self) -> Path:
-        """The trial's own folder, which holds its last rung's artefact."""
-        return self.source / "trials" / str(self.trial.number)
+        """The folder that holds the model."""
+        run = RunFolder(self.source)
+        return run.trial(self.trial.number) if self.repeat is None else run.polished(self.trial.number, self.repeat)
 
     def load(self) -> nn.Module:
         """Return the model. Raises WrongArtefact."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from autoprune.report import polished
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of, noise
 from autoprune.report.significance import as_good_as_next
 from autoprune.study.records import TrialRecord
@@ -71,6 +72,8 @@ def print_front(console: Console, front: Front) -> None:
     """Print the front and the baselines, target by target, below the base model."""
     console.print(front_table(front))
     console.print(_legend(front))
+    if any(trial.polished for trial in front):
+        console.print(polished_table(front))
 
 
 def front_table(front: Front) -> Table:
@@ -98,6 +101,20 @@ def front_table(front: Front) -> Table:
             cells = _trial_cells(front, trial, with_latency)
             style = None if trial in front.trials else "dim"
             table.add_row(*cells, style=style, end_section=i + 1 == len(section))
+    return table
+
+
+def polished_table(front: Front) -> Table:
+    """Return what the last training gave the front's models."""
+    table = Table(box=box.SIMPLE, title="After polishing", title_justify="left")
+    for column in ("model", "epochs", "trainings", "validation", "test"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for trial in front:
+        if (shown := polished.validation(trial)) is not None:
+            epochs, tested = f"{polished.latest(trial)[0].epochs:g}", polished.on_test(trial)
+            table.add_row(name_of(trial), epochs, str(shown.count), str(shown), "-" if tested is None else str(tested))
+    table.caption = "mean ± 95 % confidence interval over the trainings (Student's t)"
+    table.caption_justify = "left"
     return table
 
 

@@ -100,7 +100,7 @@ class Controller:
         self._elapsed_before = 0.0
         self._live: dict[int, _Live] = {}
         self._ready: deque[Job] = deque()
-        self._running: dict[tuple[int, str, int], Job] = {}
+        self._running: dict[tuple[int, str, int, int], Job] = {}
         self._points: dict[int, list[stopper.Point]] = {}
         self._seen: set[str] = set()
         self._recorded = 0

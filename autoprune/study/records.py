@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +30,8 @@ RECIPE, TARGET, BASELINE, SEED = "recipe", "target", "baseline", "seed"
 ERROR, STOPPED_BY = "error", "stopped_by"
 RUNG = "rung_"
 # of the study, because Optuna lets nobody add to a finished trial: test_<number> holds the test metrics of a trial
-TEST, BASE, RUN = "test_", "base", "run"
+# and polish_<number>_<repeat> what its long last training gave
+TEST, BASE, RUN, POLISH = "test_", "base", "run", "polish_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,20 @@ class RungRecord:
     at: float = 0.0
     amounts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolishRecord:
+    """What a long last training of a trial gave. repeat: 0 went on with its model, others began again, other seeds.
+
+    metrics: of the whole validation split; test: of the test split, empty without one.
+    """
+
+    repeat: int
+    epochs: float
+    metrics: Mapping[str, float]
+    test: Mapping[str, float]
+    cost: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +77,7 @@ class TrialRecord:
     error_kind: str | None = None
     stopped_by: str | None = None
     seconds: float | None = None
+    polished: tuple[PolishRecord, ...] = ()
 
     @property
     def target_label(self) -> str:
@@ -179,6 +195,8 @@ def record_of(storage: BaseStorage, config: StudyConfig, folder: Path) -> StudyR
         raise UnknownName(f"the storage holds no study named {config.name!r}") from None
     attributes = storage.get_study_user_attrs(study)
     trials = tuple(read_trial(row, attributes) for row in rows_of(storage, study))
+    if any(name.startswith(POLISH) for name in attributes):
+        trials = tuple(replace(trial, polished=_polished(trial.number, attributes)) for trial in trials)
     return StudyRecord(
         config=config,
         folder=folder,
@@ -205,6 +223,12 @@ def read_trial(row: Row, study_attributes: Mapping[str, Any] = MappingProxyType(
         stopped_by=attributes.get(STOPPED_BY),
         seconds=row.seconds,
     )
+
+
+def _polished(number: int, attributes: Mapping[str, Any]) -> tuple[PolishRecord, ...]:
+    names = [name for name in attributes if name.startswith(f"{POLISH}{number}_")]
+    found = [PolishRecord(**attributes[name]) for name in names]
+    return tuple(sorted(found, key=lambda one: one.repeat))
 
 
 @lru_cache

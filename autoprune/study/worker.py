@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.torch import load_model
+from torch import nn
 
 from autoprune import artefact
 from autoprune.artefact import DataRecord, Manifest
@@ -45,6 +46,8 @@ class Worker:
 
     def run(self, job: Job) -> JobResult:
         """Run one job. Raises AutopruneError and whatever torch raises."""
+        if job.kind == "polish":
+            return self._polish(job)
         return self._test(job) if job.kind == "test" else self._rung(job)
 
     def _rung(self, job: Job) -> JobResult:
@@ -60,7 +63,7 @@ class Worker:
         measured = measure(compressed.model, self._bench, job.samples)
         metrics = metrics_of(measured) | self._latency(job, compressed)
         total = asdict(cost + measured.cost)
-        self._save(job, compressed, metrics, notes)
+        self._save(job, compressed, metrics, notes, self._run.trial(job.trial))
         result = JobResult(metrics=metrics, cost=total, amounts=amounts, notes=notes)
         append_line(self._run.trial(job.trial) / "metrics.jsonl", {"rung": job.rung} | result.plain())
         return result
@@ -68,8 +71,7 @@ class Worker:
     def _trained(self, job: Job, recipe: Recipe) -> tuple[Compressed, Cost]:
         """Continue from the rung before. An artefact of this very rung is one whose result never arrived: keep it."""
         folder = self._run.trial(job.trial)
-        found = artefact.load_compressed(folder, self._bench.base.model)
-        self._bench.laid_out(found.model.to(self._bench.device))
+        found = self._loaded(job)
         rung = artefact.read_manifest(folder).rung
         if rung == job.rung:
             return found, Cost()
@@ -78,16 +80,44 @@ class Worker:
         seed = derive_seed(job.seed, "rung", job.rung)
         return found, train_on(found.model, recipe, self._bench, seed, job.epochs)
 
+    def _polish(self, job: Job) -> JobResult:
+        """Train a finished model, or a repeat of it, for long, and measure it on all that there is."""
+        recipe = Recipe.parse(job.recipe, f"recipe of trial {job.trial}")
+        compressed, cost = self._again(job, recipe) if job.repeat else (self._loaded(job), Cost())
+        model = compressed.model
+        cost += train_on(model, recipe, self._bench, derive_seed(job.seed, "polish", job.repeat), job.epochs)
+        measured = measure(model, self._bench)
+        metrics, folder = metrics_of(measured), self._run.polished(job.trial, job.repeat)
+        self._save(job, compressed, metrics, (), folder)
+        tested = self._tested(model) if self._bench.data.test is not None else {}
+        total = asdict(cost + measured.cost)
+        return JobResult(metrics=metrics | {f"test_{name}": value for name, value in tested.items()}, cost=total)
+
+    def _again(self, job: Job, recipe: Recipe) -> tuple[Compressed, Cost]:
+        """Run a recipe from the base model through all rungs with a seed of its own."""
+        seed, rungs = derive_seed(job.seed, "repeat", job.repeat), self._config.rungs
+        prepared = prepare(recipe, self._bench, seed)
+        cost = prepared.cost
+        for rung in range(1, rungs.top + 1):
+            trained = derive_seed(seed, "rung", rung)
+            cost += train_on(prepared.compressed.model, recipe, self._bench, trained, rungs.trained(rung))
+        return prepared.compressed, cost
+
+    def _loaded(self, job: Job) -> Compressed:
+        found = artefact.load_compressed(self._run.trial(job.trial), self._bench.base.model)
+        self._bench.laid_out(found.model.to(self._bench.device))
+        return found
+
     def _test(self, job: Job) -> JobResult:
+        found = self._tested(self._loaded(job).model)
+        return JobResult(metrics=found, cost={"forward_samples": found["count"]})
+
+    def _tested(self, model: nn.Module) -> dict[str, float]:
         bench = self._bench
         if bench.data.test is None:
             raise BadData(f"data {bench.data.name!r} has no test split")
-        model = artefact.load(self._run.trial(job.trial), bench.base.model).to(bench.device)
         found = evaluate(model, bench.data.test, bench.task, bench.settings.eval_batch_size, device=bench.device)
-        return JobResult(
-            metrics={"accuracy": found.accuracy, "loss": found.loss, "count": float(found.count)},
-            cost={"forward_samples": float(found.count)},
-        )
+        return {"accuracy": found.accuracy, "loss": found.loss, "count": float(found.count)}
 
     def _latency(self, job: Job, compressed: Compressed) -> dict[str, float]:
         if not job.latency:
@@ -95,7 +125,9 @@ class Worker:
         inputs, _ = next(self._bench.data.train.batches(1, limit=1, device=self._bench.device))
         return {"latency_ms": latency_ms(compressed.model, inputs)}
 
-    def _save(self, job: Job, compressed: Compressed, metrics: Mapping[str, float], notes: tuple[str, ...]) -> None:
+    def _save(
+        self, job: Job, compressed: Compressed, metrics: Mapping[str, float], notes: tuple[str, ...], folder: Path
+    ) -> None:
         config, data = self._config, self._bench.data
         base = {f"base_{name}": value for name, value in self._base_metrics.items()}
         manifest = Manifest(
@@ -112,7 +144,7 @@ class Worker:
             rung=job.rung,
             notes=notes,
         )
-        artefact.save(self._run.trial(job.trial), compressed, manifest)
+        artefact.save(folder, compressed, manifest)
 
 
 def load_bench(run: RunFolder) -> Bench:

@@ -12,7 +12,20 @@ from autoprune import presets, rooms
 
 from .conftest import Run
 
-COMMANDS = ("launch", "check", "status", "front", "pick", "evaluate", "export", "report", "compress", "methods", "show")
+COMMANDS = (
+    "launch",
+    "check",
+    "status",
+    "front",
+    "pick",
+    "evaluate",
+    "export",
+    "report",
+    "compress",
+    "methods",
+    "show",
+    "polish",
+)
 
 
 def test_help_lists_every_command(run: Run) -> None:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import heapq
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from autoprune.study.executors._base import Executor
-from autoprune.study.jobs import Job, JobFailure, JobResult, WorkerFactory, run_job
-
-if TYPE_CHECKING:
-    from autoprune.study.controller import Controller
+from autoprune.study.jobs import Director, Job, JobFailure, JobResult, WorkerFactory, run_job
 
 
 class Replay(Executor):
@@ -24,7 +20,7 @@ class Replay(Executor):
         """Return the simulated seconds."""
         return self._now
 
-    def run(self, controller: Controller, factory: WorkerFactory, folder: Path) -> None:
+    def run(self, controller: Director, factory: WorkerFactory, folder: Path) -> None:
         """See Executor. `factory` makes a worker that answers from a table."""
         worker = factory()
         running: list[tuple[float, int, Job, JobResult | JobFailure]] = []

@@ -11,6 +11,7 @@ import autoprune
 from autoprune.cli.common import reporting, show_tracebacks
 from autoprune.cli.methods import methods
 from autoprune.cli.models import compress, evaluate, export
+from autoprune.cli.query import query
 from autoprune.cli.results import front, pick, polish, report
 from autoprune.cli.studies import check, launch, show, status
 
@@ -47,6 +48,7 @@ for _command in (
     front,
     pick,
     polish,
+    query,
     evaluate,
     export,
     report,

@@ -42,6 +42,9 @@ def launch(
     workers: Annotated[int | None, typer.Option(help="Trials at the same time.")] = None,
     address: Annotated[str | None, typer.Option(help="Address of a Ray cluster.")] = None,
     storage: Annotated[str | None, typer.Option(help="URL of the database that keeps the study.")] = None,
+    warm_start: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Begin with the best recipes of this earlier run.")
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the whole study.")] = None,
     settings: common.SetOption = None,
@@ -63,6 +66,7 @@ def launch(
         "executor.workers": workers,
         "executor.address": address,
         "storage": storage,
+        "warm_start": warm_start,
         "seed": seed,
     }
     config = load(study, common.overrides_of(settings, flags)).config

@@ -111,11 +111,17 @@ class RungSpec(Spec):
 
 
 class BudgetSpec(Spec):
-    """How long a study runs: until either is used up. Resuming goes on with what is left."""
+    """How long a study runs: until any is used up. Resuming goes on with what is left."""
 
     trials: int = Field(default=24, ge=1, description="trials, baselines included")
     time: Annotated[float | None, BeforeValidator(_seconds)] = Field(
         default=None, gt=0, description="seconds, or like 30m; no job is begun after it"
+    )
+    worker_time: Annotated[float | None, BeforeValidator(_seconds)] = Field(
+        default=None, gt=0, description="the same for the time of all workers added up: 8h is 8 hours of one worker"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="stop when so many trials in a row, baselines aside, have not moved the front"
     )
 
 
@@ -165,6 +171,13 @@ class StudyConfig(Spec):
     baselines: tuple[str | dict[str, Any], ...] = Field(
         default=("uniform_l1", "global_taylor"),
         description="names, recipe files or recipes; run first at every target",
+    )
+    warm_start: str | tuple[dict[str, Any], ...] = Field(
+        default=(), description="run folder of an earlier study whose best recipes run next; or recipes with targets"
+    )
+    checkpoints: Literal["front", "all"] = Field(
+        default="front",
+        description="whose weights stay on disk: of running trials, the front, the best at each target and baselines; or all",
     )
     rungs: RungSpec = Field(default_factory=RungSpec)
     budget: BudgetSpec = Field(default_factory=BudgetSpec)

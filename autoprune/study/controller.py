@@ -19,17 +19,19 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import TrialState
 
-from autoprune.errors import AutopruneError
-from autoprune.recipe import Target
+from autoprune.errors import AutopruneError, BadInput
+from autoprune.recipe import Recipe, Target
 from autoprune.search import objectives, stopper
 from autoprune.search.asker import Asker
 from autoprune.search.baselines import Baseline, build_baselines
+from autoprune.search.front import GrowingFront
 from autoprune.search.nodes import Items
 from autoprune.search.samplers import build_sampler
 from autoprune.search.space import Space
 from autoprune.seeds import derive_seed
 from autoprune.study import events, records
 from autoprune.study.config import StudyConfig, target_label
+from autoprune.study.disk import worth_keeping
 from autoprune.study.jobs import Job, JobFailure, JobResult
 from autoprune.study.storage import Row, rows_of
 
@@ -68,7 +70,10 @@ class _Plan:
     """What the next trial is to be."""
 
     target: Target
-    baseline: Baseline | None
+    baseline: Baseline | None = None
+    warm_start: int | None = None
+    recipe: Recipe | None = None
+    """What is given; else the sampler draws."""
 
 
 class Controller:
@@ -105,7 +110,11 @@ class Controller:
         self._seen: set[str] = set()
         self._recorded = 0
         self._planned: set[tuple[str, str]] = set()
+        self._warm = _warm_recipes(config)
+        self._warm_planned: set[int] = set()
         self._duplicates_in_a_row = 0
+        self._front = GrowingFront(config.objectives)
+        self._worker_seconds = 0.0
         self._tests_given = self._over = False
         self._restore(past)
 
@@ -168,6 +177,7 @@ class Controller:
         promoted = not top and self._goes_up(point, others)
         others.append(point)
         # one write holds the result and the decision, so that a resumed study never decides twice
+        self._worker_seconds += result.cost.get("seconds", 0.0)
         noted = {"promoted": promoted, "at": round(self._elapsed(), 3)}
         self._set(live.id, f"{records.RUNG}{job.rung}", result.plain() | noted)
         self._listen(
@@ -203,6 +213,7 @@ class Controller:
     def _end(self, live: _Live, values: Sequence[float] | None, metrics: Mapping[str, float]) -> None:
         """Tell Optuna: COMPLETE with values, PRUNED without."""
         self._close(live, TrialState.PRUNED if values is None else TrialState.COMPLETE, values)
+        self._front.add(metrics if values is not None else None, counts=live.baseline is None)
         self._listen(
             events.TrialDone(
                 trial=live.number,
@@ -249,7 +260,7 @@ class Controller:
                 live = self._record(trial, plan, None)
                 self._fail(live, 0, type(error).__name__, str(error))
                 continue
-            if plan.baseline is None and self._is_duplicate(recipe):
+            if plan.recipe is None and self._is_duplicate(recipe):
                 self._asker.drop(trial)
             else:
                 self._enter(self._record(trial, plan, recipe), rung=0)
@@ -258,21 +269,25 @@ class Controller:
         for baseline in self._baselines:
             for target in self.config.targets:
                 if (baseline.name, target_label(target)) not in self._planned:
-                    return _Plan(target=target, baseline=baseline)
-        searched = self._recorded - len(self._planned)
-        return _Plan(target=self.config.targets[searched % len(self.config.targets)], baseline=None)
+                    return _Plan(target=target, baseline=baseline, recipe=baseline.recipe)
+        for i, recipe in enumerate(self._warm):
+            # a baseline may be what did best in the earlier study
+            if i not in self._warm_planned and _key(recipe.plain()) not in self._seen:
+                return _Plan(target=recipe.target, warm_start=i, recipe=recipe)
+        searched = self._recorded - len(self._planned) - len(self._warm_planned)
+        return _Plan(target=self.config.targets[searched % len(self.config.targets)])
 
     def _fixed(self, plan: _Plan) -> dict[str, Any]:
-        """Return the draws that the plan prescribes. With them a baseline is a point that the sampler learns from."""
-        draws = None if plan.baseline is None else self._space.encode(plan.baseline.recipe, self._items)
+        """Return the draws that the plan prescribes. With them a recipe is a point that the sampler learns from."""
+        draws = None if plan.recipe is None else self._space.encode(plan.recipe, self._items)
         return {"target": target_label(plan.target)} | (draws or {})
 
     def _draw(self, trial: Trial, plan: _Plan) -> dict[str, Any]:
         trial.suggest_categorical("target", [target_label(t) for t in self.config.targets])
-        if plan.baseline is None:
+        if plan.recipe is None:
             recipe = self._space.suggest(trial, self._items)
         else:
-            recipe = plan.baseline.recipe
+            recipe = plan.recipe
             if self._space.encode(recipe, self._items) is not None:
                 self._space.suggest(trial, self._items)
         return recipe.model_copy(update={"target": plan.target}).plain()
@@ -290,6 +305,8 @@ class Controller:
         template.user_attrs = {records.TARGET: plan.target.model_dump(), records.SEED: seed}
         if plan.baseline is not None:
             template.user_attrs[records.BASELINE] = plan.baseline.name
+        if plan.warm_start is not None:
+            template.user_attrs[records.WARM] = plan.warm_start
         if recipe is not None:
             template.user_attrs[records.RECIPE] = dict(recipe)
         made = self._storage.create_new_trial(self._study, template_trial=template)
@@ -328,13 +345,17 @@ class Controller:
     # --- budget and end
 
     def _budget_left(self) -> bool:
-        return self._recorded < self.config.budget.trials and not self._time_is_up()
+        budget = self.config.budget
+        patient = budget.patience is None or self._front.unmoved < budget.patience
+        return self._recorded < budget.trials and patient and not self._time_is_up()
 
     def _elapsed(self) -> float:
         return self._elapsed_before + self._clock() - self._began
 
     def _time_is_up(self) -> bool:
-        return self.config.budget.time is not None and self._elapsed() >= self.config.budget.time
+        budget = self.config.budget
+        over = budget.time is not None and self._elapsed() >= budget.time
+        return over or (budget.worker_time is not None and self._worker_seconds >= budget.worker_time)
 
     def _stop_ready_trials(self) -> None:
         """End the trials that wait for a worker when the time is up; a job that runs is waited for."""
@@ -351,21 +372,11 @@ class Controller:
             return
         self._tests_given = True
         trials = [record for record in self._records() if record.state == "done"]
-        fronts = stopper.front_numbers([self._losses(t) for t in trials])
-        chosen = {t.number for t, front in zip(trials, fronts, strict=True) if front == 0 or t.baseline}
-        for target in {t.target_label for t in trials}:
-            here = [t for t in trials if t.target_label == target]
-            chosen.add(max(here, key=lambda t: (t.value("accuracy"), -t.number)).number)
+        chosen = worth_keeping(trials, self.config.objectives)
         tested = self._study_attributes()
         for trial in trials:
             if trial.number in chosen and f"{records.TEST}{trial.number}" not in tested:
                 self._ready.append(self._test_job(trial))
-
-    def _losses(self, trial: records.TrialRecord) -> tuple[float, ...]:
-        signs = {"maximize": -1.0, "minimize": 1.0}
-        ways = objectives.directions(self.config.objectives)
-        values = objectives.values(self.config.objectives, trial.metrics)
-        return tuple(signs[way] * value for way, value in zip(ways, values, strict=True))
 
     def _test_job(self, trial: records.TrialRecord) -> Job:
         return Job(
@@ -396,14 +407,19 @@ class Controller:
 
     def _restore(self, past: Sequence[Row]) -> None:
         """Take up what the storage holds: the rung table, and trials that were in the middle."""
-        unfinished = []
+        unfinished, over = [], list[records.TrialRecord]()
         for row in past:
             record = records.read_trial(row)
             self._count(record)
             self._restore_points(record)
             self._elapsed_before = max([self._elapsed_before, *(rung.at for rung in record.rungs)])
+            self._worker_seconds += record.cost.get("seconds", 0.0)
             if record.state == "running":
                 unfinished.append((row.id, record))
+            else:
+                over.append(record)
+        for record in sorted(over, key=lambda r: r.rungs[-1].at if r.rungs else 0.0):
+            self._front.add(record.metrics if record.state == "done" else None, counts=record.baseline is None)
         self._announce(len(unfinished))
         for trial_id, record in unfinished:
             self._continue(_live(trial_id, record), record)
@@ -455,6 +471,8 @@ class Controller:
         self._recorded += 1
         if record.baseline is not None:
             self._planned.add((record.baseline, record.target_label))
+        if record.warm_start is not None:
+            self._warm_planned.add(record.warm_start)
         if record.recipe is not None:
             self._seen.add(_key(record.recipe))
 
@@ -480,6 +498,19 @@ def _live(trial_id: int, record: records.TrialRecord) -> _Live:
         recipe=record.recipe or {},
         seed=record.seed or 0,
     )
+
+
+def _warm_recipes(config: StudyConfig) -> list[Recipe]:
+    """Return the recipes to begin with. Raises BadInput for a run folder, which `launch` reads, or another target."""
+    if isinstance(config.warm_start, str):
+        raise BadInput(f"warm_start: {config.warm_start!r} must be read into recipes first; autoprune.launch does that")
+    recipes = [Recipe.parse(recipe, f"warm_start[{i}]") for i, recipe in enumerate(config.warm_start)]
+    known = [target_label(target) for target in config.targets]
+    for i, recipe in enumerate(recipes):
+        if target_label(recipe.target) not in known:
+            found = target_label(recipe.target)
+            raise BadInput(f"warm_start[{i}] has the target {found}; the study's are {', '.join(known)}")
+    return recipes
 
 
 def _key(recipe: Mapping[str, Any]) -> str:

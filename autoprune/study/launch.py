@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from autoprune.errors import BadInput
 from autoprune.files import append_line, read_json
 from autoprune.study import events
 from autoprune.study.config import StudyConfig, load
+from autoprune.study.disk import Keeper
 from autoprune.study.executors import build_executor
 from autoprune.study.jobs import WorkerFactory
 from autoprune.study.records import StudyRecord, check_owner, opened, read_study
-from autoprune.study.run_folder import RunFolder, default_run, self_contained
+from autoprune.study.run_folder import RunFolder, default_run, find_run, self_contained
 
 
 def launch(
@@ -32,8 +33,10 @@ def launch(
     """
     config = self_contained(load(study).config)
     run = RunFolder(Path(run_dir or default_run(config)).expanduser().absolute())
-    tell = functools.partial(_tell_both, run, listen)
     with run.locked():
+        keeper = Keeper(run, config)
+        tell = functools.partial(_tell_all, run, (keeper.hear, listen))
+        config = _started_warm(run, config)
         run.freeze(config)
         try:
             _run(run, config, tell, _prepared(run, config, tell))
@@ -41,6 +44,22 @@ def launch(
             tell(events.StudyInterrupted(folder=str(run.path)))
             raise
     return read_study(config, run.path)
+
+
+def _started_warm(run: RunFolder, config: StudyConfig) -> StudyConfig:
+    """Return the study with the recipes that it starts from. Once it has begun they stay, whatever the other one does.
+
+    Raises UnknownName for a run folder that is nowhere, BadInput for one without a finished trial.
+    """
+    if run.study_file.is_file() and run.base_file.is_file():
+        return config.model_copy(update={"warm_start": run.config().warm_start})
+    if not isinstance(config.warm_start, str):
+        return config
+    from autoprune.study.learned import best_recipes
+
+    earlier = find_run(config.warm_start)
+    recipes = best_recipes(read_study(earlier.config(), earlier.path), config.targets)
+    return config.model_copy(update={"warm_start": tuple(recipes)})
 
 
 def _prepared(run: RunFolder, config: StudyConfig, listen: events.Listener) -> WorkerFactory:
@@ -89,7 +108,8 @@ def _run(run: RunFolder, config: StudyConfig, listen: events.Listener, factory: 
             executor.run(controller, factory, run.path)
 
 
-def _tell_both(run: RunFolder, listen: events.Listener, event: events.Event) -> None:
+def _tell_all(run: RunFolder, listeners: Sequence[events.Listener], event: events.Event) -> None:
     if not isinstance(event, events.Preparing) or event.done in (0, event.total):
         append_line(run.log, {"time": round(time.time(), 3)} | event.plain())
-    listen(event)
+    for listen in listeners:
+        listen(event)

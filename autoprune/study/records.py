@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 State = Literal["waiting", "running", "done", "stopped", "failed"]
 
 RECIPE, TARGET, BASELINE, SEED = "recipe", "target", "baseline", "seed"
+# the place in the study's warm_start that a trial's recipe is from
+WARM = "warm_start"
 ERROR, STOPPED_BY = "error", "stopped_by"
 RUNG = "rung_"
 # of the study, because Optuna lets nobody add to a finished trial: test_<number> holds the test metrics of a trial
@@ -78,6 +80,7 @@ class TrialRecord:
     stopped_by: str | None = None
     seconds: float | None = None
     polished: tuple[PolishRecord, ...] = ()
+    warm_start: int | None = None
 
     @property
     def target_label(self) -> str:
@@ -221,6 +224,7 @@ def read_trial(row: Row, study_attributes: Mapping[str, Any] = MappingProxyType(
         error=attributes.get(ERROR, {}).get("message"),
         error_kind=attributes.get(ERROR, {}).get("kind"),
         stopped_by=attributes.get(STOPPED_BY),
+        warm_start=attributes.get(WARM),
         seconds=row.seconds,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,10 +21,13 @@ from autoprune.graph import Structure
 from autoprune.models import build_model
 from autoprune.recipe import Recipe
 from autoprune.seeds import derive_seed
+from autoprune.study.config import RungSpec
 from autoprune.study.jobs import Job, JobResult
 from autoprune.study.run_folder import RunFolder
 from autoprune.tasks import build_task, evaluate
-from autoprune.trial import Bench, Cost, measure, metrics_of, prepare, train_on
+from autoprune.trial import Bench, Cost, Outcome, measure, metrics_of, prepare, train_on
+
+AfterRung = Callable[[int, float, Mapping[str, int]], None]
 
 
 def make_worker(folder: Path) -> Worker:
@@ -83,7 +86,12 @@ class Worker:
     def _polish(self, job: Job) -> JobResult:
         """Train a finished model, or a repeat of it, for long, and measure it on all that there is."""
         recipe = Recipe.parse(job.recipe, f"recipe of trial {job.trial}")
-        compressed, cost = self._again(job, recipe) if job.repeat else (self._loaded(job), Cost())
+        if job.repeat:
+            seed = derive_seed(job.seed, "repeat", job.repeat)
+            again = run_rungs(recipe, self._bench, self._config.rungs, seed)
+            compressed, cost = again.compressed, again.cost
+        else:
+            compressed, cost = self._loaded(job), Cost()
         model = compressed.model
         cost += train_on(model, recipe, self._bench, derive_seed(job.seed, "polish", job.repeat), job.epochs)
         measured = measure(model, self._bench)
@@ -92,16 +100,6 @@ class Worker:
         tested = self._tested(model) if self._bench.data.test is not None else {}
         total = asdict(cost + measured.cost)
         return JobResult(metrics=metrics | {f"test_{name}": value for name, value in tested.items()}, cost=total)
-
-    def _again(self, job: Job, recipe: Recipe) -> tuple[Compressed, Cost]:
-        """Run a recipe from the base model through all rungs with a seed of its own."""
-        seed, rungs = derive_seed(job.seed, "repeat", job.repeat), self._config.rungs
-        prepared = prepare(recipe, self._bench, seed)
-        cost = prepared.cost
-        for rung in range(1, rungs.top + 1):
-            trained = derive_seed(seed, "rung", rung)
-            cost += train_on(prepared.compressed.model, recipe, self._bench, trained, rungs.trained(rung))
-        return prepared.compressed, cost
 
     def _loaded(self, job: Job) -> Compressed:
         found = artefact.load_compressed(self._run.trial(job.trial), self._bench.base.model)
@@ -145,6 +143,35 @@ class Worker:
             notes=notes,
         )
         artefact.save(folder, compressed, manifest)
+
+
+def run_rungs(recipe: Recipe, bench: Bench, rungs: RungSpec, seed: int, after: AfterRung | None = None) -> Outcome:
+    """Run a recipe from the base model through all rungs, as a trial of a study that is never stopped.
+
+    after: told every rung's number, validation accuracy and, at rung 0, the kept units of each group.
+    Raises as `run_trial` does.
+    """
+    prepared = prepare(recipe, bench, seed)
+    model, cost = prepared.compressed.model, prepared.cost
+    first = last = measure(model, bench, rungs.samples(0))
+    cost += first.cost
+    if after is not None:
+        after(0, first.accuracy, prepared.amounts.counts)
+    for rung in range(1, rungs.top + 1):
+        cost += train_on(model, recipe, bench, derive_seed(seed, "rung", rung), rungs.trained(rung))
+        last = measure(model, bench, rungs.samples(rung))
+        cost += last.cost
+        if after is not None:
+            after(rung, last.accuracy, {})
+    return Outcome(
+        recipe=recipe,
+        compressed=prepared.compressed,
+        amounts=prepared.amounts,
+        validation=last,
+        before_training=first,
+        notes=prepared.notes,
+        cost=cost,
+    )
 
 
 def load_bench(run: RunFolder) -> Bench:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from autoprune.errors import BadInput
 from autoprune.seeds import derive_seed
 from autoprune.study import events
 from autoprune.study.controller import Done, Wait
@@ -265,3 +266,35 @@ def test_resuming_after_a_death_at_any_write(runner, make_config, writes):
     assert len(trials) == 5
     assert [t.baseline for t in trials[:2]] == ["uniform_l1", "global_taylor"]
     assert all(t.state.is_finished() for t in runner.storage.get_all_trials(0))
+
+
+def warm(lr, target):
+    return {"criterion": "l1_norm", "allocation": "global", "target": {"flops_fraction": target},
+            "recovery": ["bn_reestimation", {"name": "finetune", "lr": lr}]}  # fmt: skip
+
+
+def test_a_warm_start_runs_after_the_baselines_and_once(runner, make_config):
+    recipes = [warm(0.03, 0.5), warm(0.031, 0.25)]
+    config = make_config(warm_start=recipes, budget__trials=9)
+    with pytest.raises(Stops):
+        runner.run(config, executor=StopsAfter(14, told=True))
+    record = runner.run(config)
+    assert [t.warm_start for t in record.trials] == [None] * 4 + [0, 1] + [None] * 3
+    assert [t.recipe["recovery"][1]["lr"] for t in record.trials[4:6]] == [0.03, 0.031]
+    assert [t.target_label for t in record.trials[4:6]] == ["flops=0.5", "flops=0.25"]
+    assert record.trials[4].baseline is None
+    # the shipped space holds these recipes, so that the sampler learns from them
+    drawn = runner.storage.get_all_trials(0)[4].params
+    assert (drawn["allocation"], drawn["target"]) == ("global", "flops=0.5")
+
+
+def test_a_warm_start_that_is_a_baseline_is_not_run_again(runner, make_config):
+    known = runner.run(make_config(budget__trials=4)).trials[0].recipe
+    other = type(runner)(runner.folder)
+    record = other.run(make_config(warm_start=[known], budget__trials=6))
+    assert [t.warm_start for t in record.trials] == [None] * 6
+
+
+def test_a_warm_start_for_another_target_is_refused(runner, make_config):
+    with pytest.raises(BadInput, match=r"warm_start\[0\] has the target flops=0.4; the study's are"):
+        runner.controller(make_config(warm_start=[warm(0.03, 0.4)]))

@@ -103,8 +103,10 @@ def check(study: StudyArgument, settings: common.SetOption = None, as_json: comm
 
 
 def status(run: RunArgument, as_json: common.JsonOption = False) -> None:
-    """Show how far a study is: progress, the best model of each target, rungs, failures."""
+    """Show how far a study is: progress, the best model of each target, rungs, failures, disk use."""
     from autoprune.report import tables
+    from autoprune.study.disk import size_of
+    from autoprune.study.run_folder import RunFolder
 
     found = read_front(run)
     counts = tables.counts_by_state(found.record.trials)
@@ -117,7 +119,9 @@ def status(run: RunArgument, as_json: common.JsonOption = False) -> None:
     over = counts["done"] + counts["stopped"] + counts["failed"]
     told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     time = tables.duration(found.record.seconds)
+    disk = size_of(RunFolder(found.record.folder))
     typer.echo(f"{found.record.config.name}: {over} of {planned} trials are over ({told or 'none begun'}), {time}")
+    typer.echo(f"{found.record.folder} takes {tables.human(disk)}B")
     tables.print_best_by_target(out, found)
     rows = [[str(rung), f"{epochs:g}", str(n)] for rung, (epochs, n) in enumerate(rungs)]
     tables.print_mapping(out, "Rungs", rows, ("rung", "epochs in total", "trials that reached it"))
@@ -168,6 +172,8 @@ def _rungs_reached(found: Front) -> list[tuple[float, int]]:
 def _plain_status(found: Front, counts: dict[str, int], rungs: list[tuple[float, int]]) -> dict[str, Any]:
     from autoprune.report import tables
     from autoprune.report.front import hypervolume_over
+    from autoprune.study.disk import size_of
+    from autoprune.study.run_folder import RunFolder
 
     record = found.record
     progress = hypervolume_over(record.trials)
@@ -177,6 +183,7 @@ def _plain_status(found: Front, counts: dict[str, int], rungs: list[tuple[float,
         "planned": record.config.budget.trials,
         "trials": counts,
         "seconds": record.seconds,
+        "disk_bytes": size_of(RunFolder(record.folder)),
         "best": tables.best_plain(found),
         "rungs": [{"rung": i, "epochs": e, "reached": n} for i, (e, n) in enumerate(rungs)],
         "hypervolume": progress[-1][1] if progress else 0.0,

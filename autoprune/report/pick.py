@@ -78,6 +78,13 @@ class Pick:
     def _write(self, folder: Path) -> None:
         from autoprune import artefact
 
+        if (self.artefact / artefact.MANIFEST).is_file() and not (self.artefact / artefact.WEIGHTS).is_file():
+            raise BadInput(
+                f"the weights of trial {self.trial.number} were not kept: a study keeps those of its front, the best "
+                "at each target and of baselines, unless it says `checkpoints: all`. Its recipe can be run again: "
+                f"autoprune compress STUDY --recipe {self.artefact / artefact.RECIPE} --out DIR"
+            )
+
         compressed = artefact.load_compressed(self.artefact)
         artefact.save(folder, compressed, self._described(artefact.read_manifest(self.artefact)))
 

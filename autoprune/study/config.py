@@ -177,7 +177,7 @@ class StudyConfig(Spec):
     )
     checkpoints: Literal["front", "all"] = Field(
         default="front",
-        description="whose weights stay on disk: of running trials, the front, the best at each target and baselines; or all",
+        description="weights that stay: of running trials, the front, the best at each target and baselines; or all",
     )
     rungs: RungSpec = Field(default_factory=RungSpec)
     budget: BudgetSpec = Field(default_factory=BudgetSpec)

@@ -31,7 +31,7 @@ from autoprune.search.space import Space
 from autoprune.seeds import derive_seed
 from autoprune.study import events, records
 from autoprune.study.config import StudyConfig, target_label
-from autoprune.study.disk import worth_keeping
+from autoprune.study.disk import Finished, worth_keeping
 from autoprune.study.jobs import Job, JobFailure, JobResult
 from autoprune.study.storage import Row, rows_of
 
@@ -372,7 +372,7 @@ class Controller:
             return
         self._tests_given = True
         trials = [record for record in self._records() if record.state == "done"]
-        chosen = worth_keeping(trials, self.config.objectives)
+        chosen = worth_keeping([Finished.of(trial) for trial in trials], self.config.objectives)
         tested = self._study_attributes()
         for trial in trials:
             if trial.number in chosen and f"{records.TEST}{trial.number}" not in tested:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from autoprune.search.front import losses
 from autoprune.search.stopper import front_numbers
@@ -11,17 +12,30 @@ from autoprune.study.config import StudyConfig
 from autoprune.study.records import TrialRecord, read_study
 from autoprune.study.run_folder import RunFolder
 
-WEIGHTS = "model.safetensors"
+
+@dataclass(frozen=True)
+class Finished:
+    """What of a finished trial decides whether its weights stay. target: its short name."""
+
+    number: int
+    metrics: Mapping[str, float]
+    target: str
+    baseline: str | None
+
+    @classmethod
+    def of(cls, trial: TrialRecord) -> Finished:
+        """Return it for a record."""
+        return cls(trial.number, trial.metrics, trial.target_label, trial.baseline)
 
 
-def worth_keeping(done: Sequence[TrialRecord], objectives: Sequence[str]) -> set[int]:
+def worth_keeping(done: Sequence[Finished], objectives: Sequence[str]) -> set[int]:
     """Return the numbers of finished trials on the front, best at their target, or baselines."""
     fronts = front_numbers([losses(objectives, t.metrics) for t in done])
     chosen = {t.number for t, front in zip(done, fronts, strict=True) if front == 0 or t.baseline}
-    best: dict[str, TrialRecord] = {}
-    for trial in sorted(done, key=lambda t: (t.value("accuracy"), -t.number)):
-        best[trial.target_label] = trial
-    return chosen | {trial.number for trial in best.values()}
+    best: dict[str, int] = {}
+    for trial in sorted(done, key=lambda t: (t.metrics["accuracy"], -t.number)):
+        best[trial.target] = trial.number
+    return chosen | set(best.values())
 
 
 def size_of(run: RunFolder) -> int:
@@ -32,26 +46,36 @@ def size_of(run: RunFolder) -> int:
 class Keeper:
     """Hears what happens in a study and removes weights that nobody needs any more.
 
-    What a trial that is over leaves is its recipe, its metrics and its manifest: the recipe can be run again.
+    What such a trial leaves is its recipe, its metrics and its manifest: the recipe can be run again.
     """
 
     def __init__(self, run: RunFolder, config: StudyConfig) -> None:
+        """Begin with what the run folder holds."""
         self._run, self._config = run, config
+        self._kept: list[Finished] = []
+        if config.checkpoints == "front" and run.base_file.is_file():
+            trials = read_study(config, run.path).trials
+            self._drop([t.number for t in trials if t.state in ("stopped", "failed")])
+            self._take([Finished.of(t) for t in trials if t.state == "done"])
 
     def hear(self, event: events.Event) -> None:
         """Clean up after a trial that is over."""
-        if self._config.checkpoints == "all" or not isinstance(event, events.TrialDone | events.TrialFailed):
+        if self._config.checkpoints == "all":
             return
         if isinstance(event, events.TrialDone) and event.state == "done":
-            self._keep_the_best()
-        else:
+            self._take([Finished(event.trial, event.metrics, event.target, event.baseline)])
+        elif isinstance(event, events.TrialDone | events.TrialFailed):
             self._drop([event.trial])
 
-    def _keep_the_best(self) -> None:
-        done = read_study(self._config, self._run.path).done()
+    def _take(self, more: Sequence[Finished]) -> None:
+        # what once was beaten is never wanted again
+        done = [*self._kept, *more]
         wanted = worth_keeping(done, self._config.objectives)
+        self._kept = [trial for trial in done if trial.number in wanted]
         self._drop([trial.number for trial in done if trial.number not in wanted])
 
     def _drop(self, numbers: Collection[int]) -> None:
+        from autoprune.artefact import WEIGHTS
+
         for number in numbers:
             (self._run.trial(number) / WEIGHTS).unlink(missing_ok=True)

@@ -298,3 +298,31 @@ def test_a_warm_start_that_is_a_baseline_is_not_run_again(runner, make_config):
 def test_a_warm_start_for_another_target_is_refused(runner, make_config):
     with pytest.raises(BadInput, match=r"warm_start\[0\] has the target flops=0.4; the study's are"):
         runner.controller(make_config(warm_start=[warm(0.03, 0.4)]))
+
+
+def test_patience_stops_when_the_front_does_not_move(runner, make_config):
+    class Flat:
+        """Every trial of a target measures the same, but trial 6."""
+
+        def run(self, job):
+            accuracy = 0.9 if job.trial == 6 else 0.5
+            fraction = job.recipe["target"]["flops_fraction"]
+            return JobResult(metrics={"accuracy": accuracy, "flops_fraction": fraction})
+
+    record = runner.run(make_config(budget__patience=3, budget__trials=40), Flat)
+    # four baselines, 4 and 5 move nothing, 6 does, then three do not
+    assert len(record.trials) == 10
+    assert len(runner.run(make_config(budget__patience=3, budget__trials=40), Flat).trials) == 10, "nor when resumed"
+    assert len(runner.run(make_config(budget__patience=5, budget__trials=40), Flat).trials) == 12
+
+
+def test_the_time_of_all_workers_can_be_the_budget(runner, make_config):
+    class Slow:
+        def run(self, job):
+            return JobResult(metrics=fake_metrics(job), cost={"seconds": 10.0})
+
+    # three rungs of 10 s each for every baseline: the third ends at 90 s
+    record = runner.run(make_config(budget__worker_time="65s"), Slow)
+    assert [t.state for t in record.trials] == ["done", "done", "stopped"]
+    assert record.trials[2].stopped_by == "time"
+    assert len(runner.run(make_config(budget__worker_time="65s"), Slow).trials) == 3

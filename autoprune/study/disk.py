@@ -50,19 +50,18 @@ class Keeper:
     """
 
     def __init__(self, run: RunFolder, config: StudyConfig) -> None:
-        """Begin with what the run folder holds."""
         self._run, self._config = run, config
         self._kept: list[Finished] = []
-        if config.checkpoints == "front" and run.base_file.is_file():
-            trials = read_study(config, run.path).trials
-            self._drop([t.number for t in trials if t.state in ("stopped", "failed")])
-            self._take([Finished.of(t) for t in trials if t.state == "done"])
 
     def hear(self, event: events.Event) -> None:
-        """Clean up after a trial that is over."""
+        """Clean up after a trial that is over, and after a driver that died before it could."""
         if self._config.checkpoints == "all":
             return
-        if isinstance(event, events.TrialDone) and event.state == "done":
+        if isinstance(event, events.StudyStarted):
+            trials = read_study(self._config, self._run.path).trials
+            self._drop([t.number for t in trials if t.state in ("stopped", "failed")])
+            self._take([Finished.of(t) for t in trials if t.state == "done"])
+        elif isinstance(event, events.TrialDone) and event.state == "done":
             self._take([Finished(event.trial, event.metrics, event.target, event.baseline)])
         elif isinstance(event, events.TrialDone | events.TrialFailed):
             self._drop([event.trial])

@@ -34,10 +34,9 @@ def launch(
     config = self_contained(load(study).config)
     run = RunFolder(Path(run_dir or default_run(config)).expanduser().absolute())
     with run.locked():
-        keeper = Keeper(run, config)
-        tell = functools.partial(_tell_all, run, (keeper.hear, listen))
         config = _started_warm(run, config)
         run.freeze(config)
+        tell = functools.partial(_tell_all, run, (Keeper(run, config).hear, listen))
         try:
             _run(run, config, tell, _prepared(run, config, tell))
         except KeyboardInterrupt:

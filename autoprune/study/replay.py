@@ -21,6 +21,7 @@ import numpy as np
 
 from autoprune.errors import BadInput, NotApplicable
 from autoprune.files import read_json, replacing, write_json, write_text
+from autoprune.recipe import Recipe
 from autoprune.search.surrogate import Surrogate
 from autoprune.study.config import StudyConfig, leaves, load
 from autoprune.study.jobs import Job, JobResult
@@ -127,9 +128,15 @@ class ReplayWorker:
     """Answers jobs from a table. See the module."""
 
     def __init__(self, table: Table) -> None:
+        """Take up a table. Raises BadRecipe for one whose recipes this version cannot read."""
         self._table = table
         self._top = table.config.rungs.top
-        self._exact = {_key(m.recipe): m for m in table.measured}
+        # spelled out by this version, so that a key which recipes did not have when they were recorded has its default
+        self._measured = [
+            Measured(recipe=Recipe.parse(m.recipe, f"recipe {i} of the table").plain(), rungs=m.rungs)
+            for i, m in enumerate(table.measured)
+        ]
+        self._exact = {_key(m.recipe): m for m in self._measured}
         self._guesses: dict[str, tuple[Mapping[str, Any], ...]] = {}
 
     def run(self, job: Job) -> JobResult:
@@ -157,7 +164,7 @@ class ReplayWorker:
     @cached_property
     def surrogates(self) -> tuple[Surrogate, Surrogate]:
         """The forests for metrics (accuracy and loss of every rung, then fractions) and for costs."""
-        whole = [m for m in self._table.measured if len(m.rungs) > self._top]
+        whole = [m for m in self._measured if len(m.rungs) > self._top]
         recipes = [m.recipe for m in whole]
         metrics_NV = np.array([_metric_values(m) for m in whole])
         costs_NV = np.array([[rung["cost"][name] for rung in m.rungs for name in self._costs] for m in whole])

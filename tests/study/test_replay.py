@@ -59,6 +59,13 @@ def test_a_recipe_of_the_table_is_answered_exactly(table):
         assert result.notes == ("replayed exactly",)
 
 
+def test_a_key_that_recipes_did_not_have_when_they_were_recorded_has_its_default(table):
+    recipe = {k: v for k, v in table.measured[0].recipe.items() if k != "low_rank"}
+    old = Measured(recipe=recipe, rungs=table.measured[0].rungs)
+    worker = ReplayWorker(Table(table.config, table.base, table.structure, (old,)))
+    assert worker.run(job(table.measured[0].recipe)).notes == ("replayed exactly",)
+
+
 def test_another_recipe_is_interpolated_and_says_so(table):
     worker = ReplayWorker(table)
     new = make_recipe(lr=0.0301)

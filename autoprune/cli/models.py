@@ -134,8 +134,7 @@ def compress(
     from autoprune.report.single import compress_study
 
     chosen = read_recipe(preset, recipe, target_flops, sparsity)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"{out} exists and is not empty; choose another folder, or remove it first")
+    common.check_new(out)
     overrides = common.overrides_of(settings, {})
     say = lambda text: typer.echo(text, err=True)  # noqa: E731
     outcome = compress_study(study, chosen, seed, out, overrides, say, epochs=epochs)

@@ -11,12 +11,13 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import BadInput, UnknownName
-from autoprune.report import scratch
+from autoprune.report import polished, scratch
+from autoprune.search.noise import standard_error
 from autoprune.search.objectives import METRIC_OF
-from autoprune.search.stopper import dominates
 from autoprune.study.records import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def noise(trials: Sequence[TrialRecord]) -> str:
     for split, measured in (("validation", [t.metrics for t in trials]), ("test", [t.test or {} for t in trials])):
         counted = [m for m in measured if m.get("count", 0) > 0 and 0 <= m.get("accuracy", math.nan) <= 1]
         if counted:
-            errors = [math.sqrt(m["accuracy"] * (1 - m["accuracy"]) / m["count"]) for m in counted]
+            errors = [standard_error(m["accuracy"], m["count"]) for m in counted]
             parts.append(f"{100 * max(errors):.1f} points ({split}, {counted[0]['count']:.0f} samples)")
     return f"One standard error is up to {' and '.join(parts)}." if parts else ""
 
@@ -84,12 +85,12 @@ def non_dominated(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> t
     """
     done = finished(trials)
     points = [_losses(t, objectives) for t in done]
-    kept = [
-        trial
-        for i, trial in enumerate(done)
-        if not any(dominates(p, points[i]) for p in points) and points[i] not in points[:i]
-    ]
-    return tuple(sorted(kept, key=lambda t: (-flops_fraction(t), t.number)))
+    kept: list[int] = []
+    # whatever beats a point comes before it in this order, as does the first of equal ones
+    for i in sorted(range(len(done)), key=lambda i: (points[i], i)):
+        if not any(all(x <= y for x, y in zip(points[k], points[i], strict=True)) for k in kept):
+            kept.append(i)
+    return tuple(sorted((done[i] for i in kept), key=lambda t: (-flops_fraction(t), t.number)))
 
 
 def best_at(trials: Sequence[TrialRecord], target: float) -> TrialRecord | None:
@@ -146,9 +147,16 @@ def hypervolume_over(trials: Sequence[TrialRecord], axis: str = METRIC_OF["flops
 
     axis: the metric that holds the cost, see `axis_of`.
     """
-    done = finished(trials)
-    points = [(accuracy(t), t.metrics.get(axis, math.nan)) for t in done]
-    return [(trial.number, hypervolume(points[: i + 1], (0.0, 1.0))) for i, trial in enumerate(done)]
+    found: list[tuple[int, float]] = []
+    front: list[tuple[float, float]] = []
+    area = 0.0
+    for trial in finished(trials):
+        height, cost = accuracy(trial), trial.metrics.get(axis, math.nan)
+        if not any(h >= height and c <= cost for h, c in front):
+            front = [(h, c) for h, c in front if h > height or c < cost] + [(height, cost)]
+            area = hypervolume(front, (0.0, 1.0))
+        found.append((trial.number, area))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,12 +234,12 @@ class Front:
         """Return the front of a study's record."""
         return cls(record)
 
-    @property
+    @cached_property
     def trials(self) -> tuple[TrialRecord, ...]:
         """The front itself."""
         return non_dominated(self.record.trials, self.objectives)
 
-    @property
+    @cached_property
     def baselines(self) -> tuple[TrialRecord, ...]:
         """The finished baselines, by falling FLOPs."""
         found = [t for t in finished(self.record.trials) if t.baseline]
@@ -270,23 +278,37 @@ class Front:
         max_drop: float | None = None,
         trial: int | None = None,
         knee: bool = False,
+        polish: bool = True,
     ) -> Pick:
-        """Choose one model by exactly one of these; see `choose`. Raises BadInput, naming the nearest."""
+        """Choose one model by exactly one of these; see `choose`. Raises BadInput, naming the nearest.
+
+        polish: take the chosen trial's polished model, where it has one.
+        """
         from autoprune.report.pick import Pick
 
         selector = Selector(
             target_flops=target_flops, min_accuracy=min_accuracy, max_drop=max_drop, trial=trial, knee=knee
         )
-        return Pick(trial=self.choose(selector), source=self.record.folder)
+        chosen = self.choose(selector)
+        found = polished.as_polished(chosen) if polish else None
+        if found is None:
+            return Pick(trial=chosen, source=self.record.folder)
+        return Pick(trial=found[0], source=self.record.folder, repeat=found[1].repeat)
 
     def plain(self) -> dict[str, Any]:
-        """Return the front, the baselines and the base model as plain data for JSON."""
+        """Return the front, the baselines and the base model as plain data for JSON.
+
+        as_good_as_next: the next cheaper trial of the front, where the two do not differ by more than noise.
+        """
+        from autoprune.report.significance import as_good_as_next
+
+        same = as_good_as_next(self.trials)
         return {
             "study": self.record.config.name,
             "run": str(self.record.folder),
             "objectives": list(self.objectives),
             "base": dict(self.base),
-            "front": [plain_trial(t) for t in self.trials],
+            "front": [plain_trial(t) | {"as_good_as_next": same.get(t.number)} for t in self.trials],
             "baselines": [plain_trial(t) for t in self.baselines],
             "scratch": list(scratch.rows(self.record.folder, (*self.trials, *self.baselines))),
         }
@@ -326,6 +348,7 @@ def plain_trial(trial: TrialRecord) -> dict[str, Any]:
         "accuracy_by_rung": [_or_none(r.metrics.get("accuracy", math.nan)) for r in trial.rungs],
         **{cost: _cost(trial, cost) for cost in _COSTS},
         "seconds": trial.cost.get("seconds"),
+        "polished": polished.plain(trial),
         "error": trial.error,
         "recipe": None if trial.recipe is None else dict(trial.recipe),
     }

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from autoprune.report import scratch
+from autoprune.report import polished, scratch
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
+from autoprune.report.significance import as_good_as_next
 from autoprune.study.records import TrialRecord
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def print_front(console: Console, front: Front) -> None:
     """Print the front and the baselines, target by target, below the base model."""
     console.print(front_table(front))
     console.print(_legend(front))
+    if any(trial.polished for trial in front):
+        console.print(polished_table(front))
     if scratch.read_runs(front.record.folder):
         print_scratch(console, front)
 
@@ -138,6 +141,20 @@ def front_table(front: Front) -> Table:
     return table
 
 
+def polished_table(front: Front) -> Table:
+    """Return what the last training gave the front's models."""
+    table = Table(box=box.SIMPLE, title="After polishing", title_justify="left")
+    for column in ("model", "epochs", "trainings", "validation", "test"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for trial in front:
+        if (shown := polished.validation(trial)) is not None:
+            epochs, tested = f"{polished.latest(trial)[0].epochs:g}", polished.on_test(trial)
+            table.add_row(name_of(trial), epochs, str(shown.count), str(shown), "-" if tested is None else str(tested))
+    table.caption = "mean ± 95 % confidence interval over the trainings (Student's t)"
+    table.caption_justify = "left"
+    return table
+
+
 def _sections(front: Front) -> list[list[TrialRecord]]:
     """Return front members and baselines by target, largest target first; a target without any is left out."""
     shown = {t.number: t for t in (*front.trials, *front.baselines)}
@@ -166,7 +183,7 @@ def _base_cells(base: Mapping[str, float], with_latency: bool, with_sparsity: bo
 
 def _trial_cells(front: Front, trial: TrialRecord, with_latency: bool, with_sparsity: bool) -> list[str]:
     metrics = trial.metrics
-    star = "* " if trial in front.trials else "  "
+    star = _mark(front, trial)
     latency = [_ms(metrics.get("latency_ms", math.nan))] if with_latency else []
     return [
         star + (name_of(trial) if trial.baseline is None else f"{trial.baseline} ({trial.number})"),
@@ -190,6 +207,13 @@ def sparse_cells(metrics: Mapping[str, float], shown: bool) -> list[str]:
     return [human(flops), _share(fraction), _share(sparsity)] if shown else []
 
 
+def _mark(front: Front, trial: TrialRecord) -> str:
+    """Return `* ` for the front, `~ ` for a trial of it whose next cheaper neighbour is as good."""
+    if trial not in front.trials:
+        return "  "
+    return "~ " if trial.number in as_good_as_next(front.trials) else "* "
+
+
 def gain(front: Front, trial: TrialRecord) -> float:
     """Return the validation accuracy over the reference baseline's at the same target, NaN without one."""
     same = [b for b in front.baselines if b.baseline == REFERENCE and b.target_label == trial.target_label]
@@ -201,9 +225,9 @@ def _legend(front: Front) -> str:
     epochs = ", ".join(f"{e:g}" for e in config.rungs.epochs)
     sparse = has_sparsity((*front.trials, *front.baselines))
     return (
-        f"* on the front. FLOPs are 2 x MACs for one sample{_SPARSE if sparse else ''}. "
-        "validation: accuracy on the split that the search saw; "
-        f"test: on the split\nthat it did not see, '-' where not measured. by rung: validation accuracy in per cent "
+        "* on the front; ~ on it too, but its next cheaper neighbour is as good within the noise (95 %). FLOPs are 2 x "
+        f"MACs for one\nsample{_SPARSE if sparse else ''}. validation: accuracy on the split that the search saw; "
+        "test: on one that it did not see, '-' where not\nmeasured. by rung: validation accuracy in per cent "
         f"after {epochs} epochs. {noise(front.trials)}"
     )
 

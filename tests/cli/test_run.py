@@ -49,6 +49,8 @@ def test_status(finished: Path, run: Run) -> None:
     assert sum(plain["trials"].values()) == 4
     assert plain["best"]["flops=0.5"]["flops_fraction"] <= 0.5
     assert plain["rungs"][0]["reached"] == 4
+    assert plain["disk_bytes"] == sum(path.stat().st_size for path in finished.rglob("*") if path.is_file())
+    assert f"{finished} takes " in said.stdout
 
 
 def test_front(finished: Path, run: Run) -> None:

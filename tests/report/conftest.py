@@ -38,7 +38,6 @@ def trial(number: int, accuracies: tuple[float, ...], flops: float, state: str =
         "baseline": None,
         "recipe": Recipe(target=target).plain(),
         "seed": number,
-        "params": {},
         "seconds": 4.0,
     } | more
     rungs = tuple(rung(i, a, flops, promoted=i < last, **metrics) for i, a in enumerate(accuracies))

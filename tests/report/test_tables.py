@@ -43,7 +43,7 @@ def test_front_table(record: StudyRecord) -> None:
     text = printed(tables.print_front, Front.of(record))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "base model 1.53M 100 % 77.8k 100 % 98.00 % 97.00 %" in lines
-    assert "* trial 2 748k 49.0 % 38.1k 49.0 % 95.00 % +5.00 94.00 % 60.0 > 90.0 > 95.0" in lines
+    assert "~ trial 2 748k 49.0 % 38.1k 49.0 % 95.00 % +5.00 94.00 % 60.0 > 90.0 > 95.0" in lines
     assert "uniform_l1 (1) 382k 25.0 % 19.4k 25.0 % 80.00 % - 79.00 % 30.0 > 60.0 > 80.0" in lines
     assert "* trial 4 367k 24.0 % 18.7k 24.0 % 88.00 % +8.00 86.00 % 50.0 > 80.0 > 88.0" in lines
     assert "\x1b[" not in text

@@ -5,7 +5,9 @@
     score_C[c] = sum of s over the positions of unit c, and over the group's producers
 
 inf_fs: Inf-FS over the training samples (`alpha` weighs spread against redundancy, `damping` short paths against long);
-magnitude: sum_k |W_KD[k, d]| of the last layer; uniform: 1. Unit: that of s_final; between groups not comparable.
+magnitude: sum_k |W_KD[k, d]| of the last layer; uniform: 1. Every layer that a score passes multiplies it, by 1e82 in
+all in a deep network, so that scores compare within a group alone: `layer_norm` divides them by the mean of their
+group. Unit: none; with `layer_norm: none` that of s_final.
 
 Units that score lowest in their group pass nothing on, as many as `keep_fraction` leaves out: the paper prunes while
 it propagates, with amounts known beforehand, where here the allocation decides after the scores; 1 turns it off. A
@@ -28,6 +30,7 @@ from autoprune.errors import NotApplicable
 from autoprune.evidence import Evidence, ModelEvidence, Sweep
 from autoprune.fields import choice, real
 from autoprune.graph import Group
+from autoprune.normalisation import normalise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,13 @@ class Nisp(Criterion):
         "uniform", options=("uniform", "sum"), search=("uniform",), help="what max pooling hands on: shares, or all"
     )
 
+    layer_norm: str = choice(
+        "mean",
+        options=("mean", "none"),
+        search=("mean",),
+        help="divide the scores of a group by their mean, or leave them",
+    )
+
     def score(self, group: Group, evidence: ModelEvidence) -> Tensor:
         def final(weight: str, weight_KD: Tensor) -> Tensor:
             if self.final == "inf_fs":
@@ -58,4 +68,5 @@ class Nisp(Criterion):
         found = evidence.propagated(label, final, Sweep(self.keep_fraction, self.pool))
         if group.name not in found:
             raise NotApplicable(f"nisp scores what a layer writes; no layer of this model writes group {group.name!r}")
-        return found[group.name]
+        score_C = found[group.name]
+        return normalise("mean", {group.name: score_C})[group.name] if self.layer_norm == "mean" else score_C

@@ -249,10 +249,15 @@ class ModelEvidence:
             self._gathered[label] = found
         return self._gathered[label]
 
-    def prepare(self, kinds: frozenset[Evidence]) -> None:
-        """Gather all that is needed, but for what depends on the recipe."""
+    def prepare(self, kinds: frozenset[Evidence]) -> dict[Evidence, str]:
+        """Gather all that is needed, but for what depends on the recipe. Return why, for kinds that do not apply."""
+        missing: dict[Evidence, str] = {}
         for kind in sorted(kinds - {Evidence.WEIGHTS} - OF_A_RECIPE):
-            self.gather(kind)
+            try:
+                self.gather(kind)
+            except NotApplicable as reason:
+                missing[kind] = str(reason)
+        return missing
 
     def _stamp(self) -> str:
         source = self._source

@@ -226,7 +226,8 @@ def _gather(config: StudyConfig, space: Space, bench: Bench, listen: events.List
     kinds = frozenset(Evidence(kind) for kind in needs) - {Evidence.WEIGHTS} - OF_A_RECIPE
     if kinds:
         listen(events.Preparing(step="evidence", detail=", ".join(sorted(kinds))))
-    bench.evidence.prepare(kinds)
+    for kind, reason in bench.evidence.prepare(kinds).items():
+        listen(events.Warned(message=f"recipes that need {kind} will fail, since {reason}"))
 
 
 def _measure_base(config: StudyConfig, bench: Bench) -> dict[str, float]:

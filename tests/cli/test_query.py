@@ -14,6 +14,10 @@ from autoprune.recipe import Recipe
 from .conftest import Run, call
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "tables" / "digits.jsonl.gz"
+REPLAY = (
+    "--executor", "replay", "--set", f"executor.table={TABLE}",
+    "--set", f"search_space={TABLE.with_name('digits_space.yaml')}",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +27,7 @@ def replayed(tmp_path_factory):
         pytest.skip("the benchmarks are not part of an installed package")
     folder = tmp_path_factory.mktemp("replayed") / "run"
     said = call(
-        "launch", "digits", "--run-dir", folder, "--executor", "replay", "--set", f"executor.table={TABLE}",
-        "--trials", 60, "--set", "rungs.reduction=1.5",
+        "launch", "digits", "--run-dir", folder, *REPLAY, "--trials", 60, "--set", "rungs.reduction=1.5",
     )  # fmt: skip
     assert said.exit_code == 0, said.output
     return folder
@@ -55,8 +58,7 @@ def test_query_refuses_nonsense(run: Run, replayed, finished, tmp_path):
 
 def test_a_warm_start_takes_over_the_best_recipes(run: Run, replayed, tmp_path):
     command = (
-        "launch", "digits", "--run-dir", tmp_path / "run", "--executor", "replay", "--set", f"executor.table={TABLE}",
-        "--trials", 8, "--target-flops", "0.5", "--warm-start", replayed,
+        "launch", "digits", "--run-dir", tmp_path / "run", *REPLAY, "--trials", 8, "--target-flops", "0.5", "--warm-start", replayed,
     )  # fmt: skip
     said = run(*command)
     assert said.exit_code == 0, said.output

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from autoprune.allocation._ranking import global_path
 from autoprune.criteria._feature_ranking import inf_fs, path_sums, spearman
 from autoprune.criteria.nisp import Nisp
 from autoprune.evidence import ModelEvidence
@@ -59,7 +61,7 @@ def network() -> nn.Sequential:
 def test_the_score_of_a_unit_is_the_sum_over_its_positions(look: Look) -> None:
     model = network().double()
     structure, evidence = look(model, torch.randn(16, 3, 4, 4, dtype=torch.float64))
-    score = Nisp(final="magnitude", keep_fraction=1.0).score(structure.group("0"), evidence)
+    score = Nisp(final="magnitude", keep_fraction=1.0, layer_norm="none").score(structure.group("0"), evidence)
     final = model[7].weight.abs().sum(0)
     expected = (model[5].weight.abs().T @ final).reshape(6, 4).sum(1)
     assert torch.allclose(score, expected.detach(), rtol=1e-9)
@@ -70,9 +72,34 @@ def test_final_responses_are_ranked_behind_their_activation(look: Look) -> None:
     images = torch.randn(16, 3, 4, 4, dtype=torch.float64)
     structure, evidence = look(model, images)
     responses = torch.cat([model[:7](b) for b, _ in evidence._source.draw()]).detach()
-    score = Nisp(alpha=0.3).score(structure.group("5"), evidence)
+    score = Nisp(alpha=0.3, layer_norm="none").score(structure.group("5"), evidence)
     assert torch.allclose(score, inf_fs(responses, 0.3, 0.9), rtol=1e-4)
     assert torch.equal(Nisp(final="uniform").score(structure.group("5"), evidence), torch.ones(8, dtype=torch.float64))
+
+
+def test_scores_of_a_deep_network_compare_between_groups(look: Look) -> None:
+    """Each of 24 layers of positive weights multiplies a score by about 50: ranked as they are, the last layer goes."""
+    layers = [part for _ in range(24) for part in (nn.Linear(10, 10), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(10, 3)).double()
+    for module in layers[::2]:
+        nn.init.uniform_(module.weight, 0.0, 10.0)
+    structure, evidence = look(model, torch.rand(16, 10, dtype=torch.float64) * 1e-3)
+    raw, compared = (
+        [Nisp(final="magnitude", layer_norm=how).score(g, evidence) for g in structure.groups]
+        for how in ("none", "mean")
+    )
+    assert float(raw[0].max() / raw[-1].max()) > 1e30
+    for before, after in zip(raw, compared, strict=True):
+        assert float(after.mean()) == pytest.approx(1.0)
+        assert torch.allclose(after / after.max(), before / before.max())
+    sizes = np.array([len(score) for score in compared])
+    gone = {
+        how: sizes - global_path(structure, dict(zip(structure.names, scores, strict=True)))(1.0)
+        for how, scores in (("none", raw), ("mean", compared))
+    }
+    assert gone["none"].max() == 10  # whole layers, the last first
+    assert gone["mean"].max() < 10
+    assert gone["none"].sum() == gone["mean"].sum() == sizes.sum() // 2
 
 
 def test_half_precision_and_a_batch_of_one(look: Look) -> None:

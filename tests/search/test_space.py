@@ -1,8 +1,9 @@
 import optuna
 import pytest
 
-from autoprune import shipped
+from autoprune import rooms, shipped
 from autoprune.errors import BadRecipe, UnknownName
+from autoprune.evidence.effort import effort_of
 from autoprune.recipe import Recipe
 from autoprune.search.baselines import build_baselines
 from autoprune.search.space import load_space, parse_space
@@ -145,6 +146,15 @@ def test_baselines_are_points_of_the_shipped_spaces(name):
         draws = made.encode(baseline.recipe, ITEMS)
         assert draws is not None
         assert drawn(made, draws)[0] == baseline.recipe
+
+
+def test_channels_chooses_from_all_criteria_but_those_that_cost_a_pass_per_unit_or_output():
+    chosen = {name for room, name in load_space("channels").methods() if room == "criteria"}
+    too_dear = {"taylor_2019_second_order", "sosp_i"}
+    assert set(rooms.names("criteria")) - chosen == too_dear | {"random"}
+    for name in rooms.names("criteria"):
+        spent = effort_of(rooms.method_class("criteria", name).needs)
+        assert (spent.per_unit > 0 or spent.per_output > 0) == (name in too_dear)
 
 
 def test_encode_refuses_what_is_not_in_the_space():

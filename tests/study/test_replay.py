@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from autoprune.errors import BadInput, NotApplicable
+from autoprune.graph import Structure
 from autoprune.recipe import Recipe
+from autoprune.search.space import load_space
 from autoprune.study.config import load
 from autoprune.study.executors.replay import Replay
 from autoprune.study.jobs import Job, JobResult
@@ -205,3 +207,6 @@ def test_the_shipped_table_holds_300_recipes_of_the_digits_study():
     assert len(table.measured) >= 300
     assert all(len(m.rungs) == 3 for m in table.measured)
     table.check_fits(load("digits").config)
+    items = Structure.from_json(table.structure)
+    space = load_space(str(path.with_name("digits_space.yaml")))
+    assert space.dimensions(items) == load_space(table.config.search_space).dimensions(items)

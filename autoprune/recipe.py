@@ -126,6 +126,10 @@ class Recipe(BaseModel):
             raise ValueError(f"recovery: only one method may train, got {' and '.join(training)}")
         resets = [r.name for r in self.recovery if r.resets]
         lost = [r.name for r in self.recovery if r.follows_cut]
+        if len(lost) > 1:
+            raise ValueError(
+                f"recovery: {' and '.join(lost)} correct the same layers from the model before the cut; keep one"
+            )
         if resets and lost:
             raise ValueError(f"recovery: {resets[0]} would throw away what {lost[0]} corrects; leave one of them out")
         repeats = [r.name for r in self.recovery if r.like_base]

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from autoprune.criteria._base import Criterion
-from autoprune.criteria._gaussian import moments
 from autoprune.errors import NotApplicable
 from autoprune.evidence import Evidence, ModelEvidence
+from autoprune.evidence.gaussian import moments, normed_sum
 from autoprune.evidence.readings import OTHER, Reading
 from autoprune.fields import choice
-from autoprune.graph import Group, Role
+from autoprune.graph import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,8 @@ class BnDistribution(Criterion):
         return torch.stack([self._one(group, evidence, reading) for reading in found]).mean(dim=0)
 
     def _one(self, group: Group, evidence: ModelEvidence, reading: Reading) -> Tensor:
-        b_CM, g_CM = self._sum(group, evidence, reading)
+        scale = self.effective_scale and self.score_by != "gamma"
+        b_CM, g_CM = normed_sum(group, evidence, reading, effective_scale=scale)
         made = moments(reading.activation, b_CM.flatten(), g_CM.flatten(), reading.slope)
         values = {
             "mean": made.magnitude,
@@ -69,17 +70,3 @@ class BnDistribution(Criterion):
         if self.downstream:
             score_C = score_C * sum(evidence.slices(p).square().sum(dim=1) for p in reading.readers).sqrt()  # type: ignore[union-attr]
         return score_C
-
-    def _sum(self, group: Group, evidence: ModelEvidence, reading: Reading) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation (C, M) of the sum; M > 1 where one unit has several channels."""
-        means, variances = [], []
-        for name, eps in zip(reading.norms, reading.eps, strict=True):
-            weight = next(p for p in group.places_with(Role.NORM_WEIGHT) if p.tensor == name)
-            of_norm = {p.role: evidence.slices(p) for p in group.places if p.module == weight.module}
-            variance_CM = of_norm[Role.NORM_WEIGHT].square()
-            if self.effective_scale and self.score_by != "gamma" and Role.NORM_VAR in of_norm:
-                var_CM = of_norm[Role.NORM_VAR].clamp_min(0)
-                variance_CM = variance_CM * (var_CM / (var_CM + eps).clamp_min(torch.finfo(torch.float64).tiny))
-            variances.append(variance_CM)
-            means.append(of_norm[Role.NORM_BIAS])
-        return torch.stack(means).sum(dim=0), torch.stack(variances).sum(dim=0).sqrt()

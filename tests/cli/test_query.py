@@ -58,7 +58,8 @@ def test_query_refuses_nonsense(run: Run, replayed, finished, tmp_path):
 
 def test_a_warm_start_takes_over_the_best_recipes(run: Run, replayed, tmp_path):
     command = (
-        "launch", "digits", "--run-dir", tmp_path / "run", *REPLAY, "--trials", 8, "--target-flops", "0.5", "--warm-start", replayed,
+        "launch", "digits", "--run-dir", tmp_path / "run", *REPLAY,
+        "--trials", 8, "--target-flops", "0.5", "--warm-start", replayed,
     )  # fmt: skip
     said = run(*command)
     assert said.exit_code == 0, said.output

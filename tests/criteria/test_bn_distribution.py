@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoprune.criteria._gaussian import BY_QUADRATURE, moments
 from autoprune.criteria.bn_distribution import BnDistribution
 from autoprune.errors import NotApplicable
 from autoprune.evidence import ModelEvidence
+from autoprune.evidence.gaussian import BY_QUADRATURE, moments
 from autoprune.graph import Structure
 
 Look = Callable[[nn.Module, Tensor], tuple[Structure, ModelEvidence]]

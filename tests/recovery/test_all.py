@@ -13,6 +13,7 @@ from torch import nn
 
 from autoprune import rooms
 from autoprune.errors import BadRecipe, TrialFailed
+from autoprune.evidence import Evidence
 from autoprune.recovery import Recovery, RecoveryContext
 
 
@@ -34,7 +35,16 @@ def equal_states(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(v, second[k]) for k, v in first.items())
 
 
-MakeCut = Callable[[], tuple[nn.Module, nn.Module, RecoveryContext, torch.Tensor]]
+MakeCut = Callable[..., tuple[nn.Module, nn.Module, RecoveryContext, torch.Tensor]]
+
+
+def normed_network(inputs: torch.Tensor) -> nn.Module:
+    """Return a network for corrections that look at norms, with the statistics of its inputs (N, 3, 6, 6)."""
+    torch.manual_seed(0)
+    convs = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=None), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1))
+    model = nn.Sequential(*convs, nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4)).double()
+    model.train()(inputs)
+    return model.eval()
 
 
 class Counter:
@@ -148,7 +158,9 @@ def test_mixed_precision_keeps_the_model_in_single_precision(name: str, network:
 
 @pytest.mark.parametrize("name", AFTER_A_CUT)
 def test_a_correction_brings_the_cut_model_nearer_to_the_base_model(name: str, make_cut: MakeCut) -> None:
-    base, cut_model, context, inputs = make_cut()
+    inputs = torch.randn(64, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    reads_norms = Evidence.READINGS in recovery(name).needs
+    base, cut_model, context, inputs = make_cut(normed_network(inputs), inputs) if reads_norms else make_cut()
     corrected = copy.deepcopy(cut_model)
     recovery(name).recover(corrected, context, 0.0)
     with torch.no_grad():

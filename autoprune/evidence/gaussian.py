@@ -1,4 +1,4 @@
-"""Moments of activation(z) for z ~ N(b, g^2), closed form or by quadrature. All float64, shape (C,)."""
+"""Moments of activation(z) for z ~ N(b, g^2), closed form or by quadrature; b and g from batch norms. All float64."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from autoprune.evidence.readings import Reading
+from autoprune.evidence.store import ModelEvidence
+from autoprune.graph import Group, Role
 
 _NODES = 64
 _NARROW = 1e-12
@@ -82,3 +86,23 @@ def _quadrature(function: Callable[[Tensor], Tensor], b: Tensor, g: Tensor, acti
     weight_Q = torch.tensor(weights / weights.sum(), dtype=b.dtype, device=b.device)
     out_CQ = function(b[:, None] + g[:, None] * z_Q)
     return Moments(out_CQ @ weight_Q, out_CQ.abs() @ weight_Q, out_CQ.square() @ weight_Q, active)
+
+
+def normed_sum(
+    group: Group, evidence: ModelEvidence, reading: Reading, *, effective_scale: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return b and g (C, M) of the sum that is read, its norms taken as independent; M channels to a unit.
+
+    effective_scale: var / (var + eps) of gamma ** 2, so that a dead convolution has no spread.
+    """
+    means, variances = [], []
+    for name, eps in zip(reading.norms, reading.eps, strict=True):
+        weight = next(p for p in group.places_with(Role.NORM_WEIGHT) if p.tensor == name)
+        of_norm = {p.role: evidence.slices(p) for p in group.places if p.module == weight.module}
+        variance_CM = of_norm[Role.NORM_WEIGHT].square()
+        if effective_scale and Role.NORM_VAR in of_norm:
+            var_CM = of_norm[Role.NORM_VAR].clamp_min(0)
+            variance_CM = variance_CM * (var_CM / (var_CM + eps).clamp_min(torch.finfo(torch.float64).tiny))
+        variances.append(variance_CM)
+        means.append(of_norm[Role.NORM_BIAS])
+    return torch.stack(means).sum(dim=0), torch.stack(variances).sum(dim=0).sqrt()

@@ -123,15 +123,19 @@ def test_random_token_network(index: int) -> None:
     check()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="verification cuts narrow groups all at once, where a wrong shuffle changes nothing"
-)
-def test_halves_of_a_narrow_channel_shuffle_are_left_whole() -> None:
+NARROW = [
+    ([("residual", 6), ("transposed", 3), ("channel_shuffle", 2), ("channel_shuffle", 4)], True, 103626),
+    ([("depthwise", 3), ("pixel_shuffle", 3), ("conv", 3), ("channel_shuffle", 6)], True, 644675),
+    ([("pool", 6), ("dense", 4), ("branches", 6), ("channel_shuffle", 4)], False, 284600),
+]
+
+
+@pytest.mark.parametrize(("steps", "flat", "seed"), NARROW)
+def test_halves_of_a_narrow_channel_shuffle(steps: list[tuple[str, int]], flat: bool, seed: int) -> None:
     """The code takes the length of a part from its input: with one half gone it interleaves what is left of the other.
 
-    With one channel in either half, as verification tries it, both orders are the same.
+    With one channel in either half, or with dead ones, both orders are the same.
     """
-    steps = [("residual", 6), ("transposed", 3), ("channel_shuffle", 2), ("channel_shuffle", 4)]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(103626)
-        check_cut(image_network(steps, flat=True).eval(), torch.zeros(1, 3, SIDE, SIDE), seed=103626)
+        torch.manual_seed(seed)
+        check_cut(image_network(steps, flat).eval(), torch.zeros(1, 3, SIDE, SIDE), seed)

@@ -28,6 +28,7 @@ def compress(
     recipe: Recipe | Mapping[str, Any] | None = None,
     *,
     target_flops: float | None = None,
+    sparsity: float | None = None,
     task: Task | None = None,
     seed: int = 0,
     settings: TrialSettings | None = None,
@@ -37,11 +38,14 @@ def compress(
     data: a Data, or a mapping {"train": ..., "validation": ..., "test": ...} of map-style torch data sets.
     recipe: a Recipe or plain data; by default the lowest L1 norms of every group go and one epoch is finetuned.
     target_flops: fraction of the base model's FLOPs, in place of the recipe's target.
+    sparsity: share of single weights that become zero, in place of what the recipe's sparsity method says.
     Raises TraceFailed, BadData, BadRecipe, UnreachableTarget, LossNotFinite, OutOfMemory.
     """
     chosen = Recipe.parse(recipe or {})
     if target_flops is not None:
         chosen = chosen.with_target(flops_fraction=target_flops)
+    if sparsity is not None:
+        chosen = chosen.with_sparsity(sparsity)
     ready = data if isinstance(data, Data) else data_of(data, DataSpec(name="python:data"))
     base = model if isinstance(model, Base) else make_base(model, ready.example_inputs)
     kind = task or build_task()

@@ -25,7 +25,7 @@ from autoprune import rooms
 from autoprune.allocation import Allocation
 from autoprune.criteria import Criterion
 from autoprune.depth import DepthCriterion
-from autoprune.errors import BadRecipe
+from autoprune.errors import BadRecipe, UnreachableTarget
 from autoprune.fields import hyperparameters
 from autoprune.lowrank import LowRank
 from autoprune.normalisation import Normalisation
@@ -171,6 +171,15 @@ class Recipe(BaseModel):
     def with_target(self, **fractions: float | None) -> Recipe:
         """Return the recipe with another target."""
         return self.model_copy(update={"target": Target(**fractions)})
+
+    def check_target(self) -> None:
+        """Raises UnreachableTarget for a recipe that removes single weights only and yet has to save dense cost."""
+        if all(p is None for p in (self.criterion, self.low_rank, self.depth)) and not self.target.is_whole:
+            raise UnreachableTarget(
+                "a recipe of sparsity alone zeroes single weights and leaves FLOPs and parameters of dense kernels as "
+                "they are; its target must be flops_fraction 1. How many weights go is the method's `sparsity`; a "
+                "smaller target needs a criterion, low_rank or depth as well"
+            )
 
     def with_sparsity(self, sparsity: float) -> Recipe:
         """Return the recipe with another share of zero weights. Raises BadRecipe without a sparsity method."""

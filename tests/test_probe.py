@@ -70,18 +70,18 @@ def test_measurements_travel_by_file_and_only_to_the_same_model(digits_bench: Be
     second = probe_of(digits_bench, cache=tmp_path)
     assert second({name: 8}, 32) == found
     assert (first.fresh, second.fresh) == (1, 0)
-    other = CutLosses(tmp_path / "group_sensitivities.jsonl", stamp="another model")
+    other = CutLosses(tmp_path / "group_sensitivities.jsonl", stamp=lambda: "another model")
     other.refresh()
     assert other.get({name: list(range(8))}, [], 32) is None
 
 
 def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "losses.jsonl"
-    losses = CutLosses(file, stamp="s")
+    losses = CutLosses(file, stamp=lambda: "s")
     losses.measured({"a": [0]}, [], 8, lambda: Evaluation(1.0, 0.5, 8))
     with file.open("a") as half:
         half.write('{"key": "unfin')
-    again = CutLosses(file, stamp="s")
+    again = CutLosses(file, stamp=lambda: "s")
     again.refresh()
     assert again.get({"a": [0]}, [], 8) == Evaluation(1.0, 0.5, 8)
     assert again.get({"a": [0]}, [], 16) is None

@@ -11,7 +11,8 @@ import autoprune
 from autoprune.cli.common import reporting, show_tracebacks
 from autoprune.cli.methods import methods
 from autoprune.cli.models import compress, evaluate, export
-from autoprune.cli.results import front, pick, report, scratch
+from autoprune.cli.query import query
+from autoprune.cli.results import front, pick, polish, report, scratch
 from autoprune.cli.studies import check, launch, show, status
 
 app = typer.Typer(
@@ -46,6 +47,8 @@ for _command in (
     status,
     front,
     pick,
+    polish,
+    query,
     evaluate,
     export,
     report,

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
@@ -113,6 +114,12 @@ def fractions_of(text: str | None, flag: str) -> list[float] | None:
             raise BadInput(f"{flag} takes fractions like 0.5,0.35, got {text!r}") from None
         check_fraction(flag, found[-1])
     return found
+
+
+def check_new(folder: Path) -> None:
+    """Raises BadInput for a folder that exists and is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} exists and is not empty; choose another folder, or remove it first")
 
 
 def _finite(value: Any) -> Any:

@@ -134,8 +134,7 @@ def compress(
     from autoprune.report.single import compress_study
 
     chosen = read_recipe(preset, recipe, target_flops, sparsity)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"{out} exists and is not empty; choose another folder, or remove it first")
+    common.check_new(out)
     overrides = common.overrides_of(settings, {})
     say = lambda text: typer.echo(text, err=True)  # noqa: E731
     outcome = compress_study(study, chosen, seed, out, overrides, say, epochs=epochs)
@@ -195,6 +194,7 @@ def read_recipe(preset: str | None, path: Path | None, target: float | None, spa
     if target is not None:
         check_fraction("--target-flops", target)
         chosen = chosen.with_target(flops_fraction=target)
+    chosen.check_target()
     return chosen if sparsity is None else chosen.with_sparsity(sparsity)
 
 

@@ -167,6 +167,9 @@ class Lines:
                 return f"{count} trial {event.trial} failed at rung {event.rung}: {event.kind}: {event.message}"
             case events.JobRetried():
                 return f"trial {event.trial} runs again (attempt {event.attempt}): {event.message}"
+            case events.Polished():
+                accuracy = f"accuracy {100 * event.metrics['accuracy']:.2f} %"
+                return f"[{event.done}/{event.total}] trial {event.trial}, training {event.repeat}: {accuracy}"
             case events.Warned():
                 return f"Warning: {event.message}"
             case events.StudyDone():

@@ -66,6 +66,7 @@ def pick(
     ] = None,
     trial: Annotated[int | None, typer.Option(help="This trial.")] = None,
     knee: Annotated[bool, typer.Option("--knee", help="The best bend of the front.")] = False,
+    polished: Annotated[bool, typer.Option(help="Take the trial's polished model, where it has one.")] = True,
     check: Annotated[bool, typer.Option(help="Evaluate the saved model in a fresh process.")] = True,
     as_json: common.JsonOption = False,
 ) -> None:
@@ -74,7 +75,7 @@ def pick(
     from autoprune.report.tables import percent
 
     chosen = read_front(run).pick(
-        target_flops=target_flops, min_accuracy=min_accuracy, max_drop=max_drop, trial=trial, knee=knee
+        target_flops=target_flops, min_accuracy=min_accuracy, max_drop=max_drop, trial=trial, knee=knee, polish=polished
     )
     folder = chosen.save(out, check=check)
     found = chosen.trial
@@ -83,8 +84,9 @@ def pick(
         return
     tested = accuracy_on_test(found)
     seen = f", test {percent(tested)}" if math.isfinite(tested) else ""
+    how = "" if chosen.repeat is None else ", polished,"
     typer.echo(
-        f"Saved trial {found.number} to {folder}: {100 * flops_fraction(found):.1f} % of the FLOPs, "
+        f"Saved trial {found.number}{how} to {folder}: {100 * flops_fraction(found):.1f} % of the FLOPs, "
         f"validation accuracy {percent(accuracy(found))}{seen}"
     )
     if check:
@@ -141,3 +143,42 @@ def report(
         common.print_json({"report": str(path)})
     else:
         typer.echo(f"Report: {path}")
+
+
+def polish(
+    run: RunArgument,
+    epochs: Annotated[float, typer.Option(help="Epochs of finetuning that are added.", show_default=False)],
+    repeats: Annotated[
+        int, typer.Option(help="Trainings of each model: its own, and its recipe again with other seeds.")
+    ] = 1,
+    trial: Annotated[
+        list[int] | None, typer.Option(help="Only this trial, on the front or not. Repeatable.", show_default=False)
+    ] = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Finetune the front's models for long; what is there already is not done again."""
+    from autoprune.cli.progress import Lines, Progress
+    from autoprune.report import tables
+    from autoprune.report.front import Front, Selector
+    from autoprune.report.html import write_report
+    from autoprune.study.polish import polish as train
+    from autoprune.study.run_folder import find_run
+
+    found = read_front(run)
+    chosen = [found.choose(Selector(trial=number)) for number in trial or ()] or list(found)
+    if not chosen:
+        raise BadInput(f"no trial of {run} has finished yet, so there is nothing to polish; 'autoprune launch' resumes")
+    listen = Lines(common.console(stderr=as_json)).following(Progress(planned=0, targets=(), top=0))
+    try:
+        record, failures = train(find_run(run), chosen, epochs=epochs, repeats=repeats, listen=listen)
+    except KeyboardInterrupt:
+        common.fail("interrupted; every finished training is kept. The same command goes on", common.INTERRUPTED)
+    after = Front.of(record)
+    path = write_report(after)
+    if as_json:
+        common.print_json(after.plain() | {"report": str(path), "failures": failures})
+    else:
+        common.console().print(tables.polished_table(after))
+        typer.echo(f"Report: {path}")
+    if failures:
+        common.fail(f"{len(failures)} of the trainings failed: {failures[0]}", common.FAILED)

@@ -27,6 +27,7 @@ class ExecutorChoice(StrEnum):
     local = "local"
     ray = "ray"
     inline = "inline"
+    replay = "replay"
 
 
 def launch(
@@ -40,6 +41,9 @@ def launch(
     workers: Annotated[int | None, typer.Option(help="Trials at the same time.")] = None,
     address: Annotated[str | None, typer.Option(help="Address of a Ray cluster.")] = None,
     storage: Annotated[str | None, typer.Option(help="URL of the database that keeps the study.")] = None,
+    warm_start: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Begin with the best recipes of this earlier run.")
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the whole study.")] = None,
     settings: common.SetOption = None,
@@ -61,6 +65,7 @@ def launch(
         "executor.workers": workers,
         "executor.address": address,
         "storage": storage,
+        "warm_start": warm_start,
         "seed": seed,
     }
     config = load(study, common.overrides_of(settings, flags)).config
@@ -99,8 +104,10 @@ def check(study: StudyArgument, settings: common.SetOption = None, as_json: comm
 
 
 def status(run: RunArgument, as_json: common.JsonOption = False) -> None:
-    """Show how far a study is: progress, the best model of each target, rungs, failures."""
+    """Show how far a study is: progress, the best model of each target, rungs, failures, disk use."""
     from autoprune.report import tables
+    from autoprune.study.disk import size_of
+    from autoprune.study.run_folder import RunFolder
 
     found = read_front(run)
     counts = tables.counts_by_state(found.record.trials)
@@ -113,7 +120,9 @@ def status(run: RunArgument, as_json: common.JsonOption = False) -> None:
     over = counts["done"] + counts["stopped"] + counts["failed"]
     told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     time = tables.duration(found.record.seconds)
+    disk = size_of(RunFolder(found.record.folder))
     typer.echo(f"{found.record.config.name}: {over} of {planned} trials are over ({told or 'none begun'}), {time}")
+    typer.echo(f"{found.record.folder} takes {tables.human(disk)}B")
     tables.print_best_by_target(out, found)
     rows = [[str(rung), f"{epochs:g}", str(n)] for rung, (epochs, n) in enumerate(rungs)]
     tables.print_mapping(out, "Rungs", rows, ("rung", "epochs in total", "trials that reached it"))
@@ -164,6 +173,8 @@ def _rungs_reached(found: Front) -> list[tuple[float, int]]:
 def _plain_status(found: Front, counts: dict[str, int], rungs: list[tuple[float, int]]) -> dict[str, Any]:
     from autoprune.report import tables
     from autoprune.report.front import hypervolume_over
+    from autoprune.study.disk import size_of
+    from autoprune.study.run_folder import RunFolder
 
     record = found.record
     progress = hypervolume_over(record.trials)
@@ -173,6 +184,7 @@ def _plain_status(found: Front, counts: dict[str, int], rungs: list[tuple[float,
         "planned": record.config.budget.trials,
         "trials": counts,
         "seconds": record.seconds,
+        "disk_bytes": size_of(RunFolder(record.folder)),
         "best": tables.best_plain(found),
         "rungs": [{"rung": i, "epochs": e, "reached": n} for i, (e, n) in enumerate(rungs)],
         "hypervolume": progress[-1][1] if progress else 0.0,

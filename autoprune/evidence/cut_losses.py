@@ -20,8 +20,8 @@ Kept = Mapping[str, Sequence[int]]
 class CutLosses:
     """Loss and accuracy by what was kept, how it was corrected, and the samples measured on."""
 
-    def __init__(self, file: Path | None, *, stamp: str) -> None:
-        """stamp: what the model and the data are; measurements under another one are not found."""
+    def __init__(self, file: Path | None, *, stamp: Callable[[], str]) -> None:
+        """stamp: says what the model and the data are; measurements under another one are not found."""
         self._file, self._stamp = file, stamp
         self._known: dict[str, Evaluation] = {}
 
@@ -51,5 +51,5 @@ class CutLosses:
 
     def _key(self, kept: Kept, corrections: Sequence[Mapping[str, Any]], samples: int) -> str:
         cut = {name: list(units) for name, units in kept.items()}
-        what = json.dumps([self._stamp, cut, list(corrections), samples], sort_keys=True)
+        what = json.dumps([self._stamp(), cut, list(corrections), samples], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()[:32]

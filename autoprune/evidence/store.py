@@ -64,9 +64,8 @@ class ModelEvidence:
         self._gathered: dict[str, Gathered] = {}
         self._remembered: dict[str, Tensor] = {}
         self._propagated: dict[str, Mapping[str, Tensor]] = {}
-        self.cut_losses = CutLosses(
-            None if cache is None else cache / f"{Evidence.GROUP_SENSITIVITIES}.jsonl", stamp=self._stamp()
-        )
+        file = None if cache is None else cache / f"{Evidence.GROUP_SENSITIVITIES}.jsonl"
+        self.cut_losses = CutLosses(file, stamp=self._stamp)
 
     @property
     def structure(self) -> Structure:

@@ -9,6 +9,7 @@ from autoprune.report.front import (
     Front,
     accuracy,
     accuracy_on_test,
+    axis_of,
     finished,
     flops_fraction,
     hypervolume_over,
@@ -25,6 +26,10 @@ _RUNG_COLOURS = ("@soft", "@orange", "@green", "@blue")
 _KEPT_COLOURS = [[0, "#f6b26b"], [0.5, "#eef1f4"], [1, "#63ade8"]]
 # Room around the points, as a share of their spread.
 _MARGIN = 0.08
+_AXES = {
+    "flops_fraction": "FLOPs, % of the base model",
+    "sparse_flops_fraction": "sparse FLOPs (were zeros skipped), % of the base model",
+}
 
 
 def figures(front: Front, group_sizes: Mapping[str, int]) -> dict[str, Figure]:
@@ -39,25 +44,26 @@ def figures(front: Front, group_sizes: Mapping[str, int]) -> dict[str, Figure]:
 
 
 def front_figure(front: Front) -> Figure:
-    """Return accuracy over FLOPs: the front, other finished trials, baselines, the base model."""
+    """Return accuracy over FLOPs, dense or sparse: the front, other finished trials, baselines, the base model."""
+    axis = axis_of(front.objectives)
     on_front = {t.number for t in front.trials}
     others = [t for t in finished(front.record.trials) if t.number not in on_front and t.baseline is None]
-    data = [_points(others, "other finished trials", "@soft", "circle-open", 8)]
+    data = [_points(others, axis, "other finished trials", "@soft", "circle-open", 8)]
     names = list(dict.fromkeys(t.baseline for t in front.baselines))
     for i, name in enumerate(names):
-        own = sorted((t for t in front.baselines if t.baseline == name), key=flops_fraction)
+        own = sorted((t for t in front.baselines if t.baseline == name), key=lambda t: t.metrics.get(axis, 0.0))
         symbol = _BASELINE_SYMBOLS[i % len(_BASELINE_SYMBOLS)]
-        data.append(_points(own, f"baseline {name}", "@orange", symbol, 10, dash="dot" if i == 0 else "dash"))
-    members = sorted(front.trials, key=flops_fraction)
-    data.append(_points(members, "front", "@blue", "circle", 12, dash="solid"))
+        data.append(_points(own, axis, f"baseline {name}", "@orange", symbol, 10, dash="dot" if i == 0 else "dash"))
+    members = sorted(front.trials, key=lambda t: t.metrics.get(axis, 0.0))
+    data.append(_points(members, axis, "front", "@blue", "circle", 12, dash="solid"))
     if any(t.test for t in members):
-        data.append(_test_points([t for t in members if t.test]))
+        data.append(_test_points([t for t in members if t.test], axis))
     if "accuracy" in front.base:
         data.append(_base_point(front.base))
     return {
         "data": [trace for trace in data if trace["x"]],
         "layout": {
-            "xaxis": {"title": {"text": "FLOPs, % of the base model"}, "rangemode": "tozero"},
+            "xaxis": {"title": {"text": _AXES[axis]}, "rangemode": "tozero"},
             "yaxis": {"title": {"text": "validation accuracy, %"}, "range": _range(_finished_heights(front))},
             "hovermode": "closest",
         },
@@ -117,7 +123,7 @@ def trials_figure(front: Front) -> Figure:
 
 def hypervolume_figure(front: Front) -> Figure:
     """Return the hypervolume after every finished trial, in the order of their numbers."""
-    found = hypervolume_over(front.record.trials)
+    found = hypervolume_over(front.record.trials, axis_of(front.objectives))
     line = {
         "type": "scatter",
         "mode": "lines+markers",
@@ -165,13 +171,13 @@ def kept_figure(front: Front, group_sizes: Mapping[str, int]) -> Figure:
 
 
 def _points(
-    trials: Sequence[TrialRecord], name: str, colour: str, symbol: str, size: int, dash: str | None = None
+    trials: Sequence[TrialRecord], axis: str, name: str, colour: str, symbol: str, size: int, dash: str | None = None
 ) -> Figure:
     return {
         "type": "scatter",
         "mode": "markers" if dash is None else "lines+markers",
         "name": name,
-        "x": [100 * flops_fraction(t) for t in trials],
+        "x": [100 * t.metrics.get(axis, 0.0) for t in trials],
         "y": [100 * accuracy(t) for t in trials],
         "text": [_hover(t) for t in trials],
         "hovertemplate": "%{text}<extra></extra>",
@@ -180,8 +186,8 @@ def _points(
     }
 
 
-def _test_points(trials: Sequence[TrialRecord]) -> Figure:
-    made = _points(trials, "front, test accuracy", "@blue", "diamond-open", 9)
+def _test_points(trials: Sequence[TrialRecord], axis: str) -> Figure:
+    made = _points(trials, axis, "front, test accuracy", "@blue", "diamond-open", 9)
     return made | {"y": [100 * accuracy_on_test(t) for t in trials]}
 
 
@@ -219,10 +225,18 @@ def _hover(trial: TrialRecord) -> str:
         f"target {trial.target_label}, {trial.state}",
         f"accuracy {percent(accuracy(trial))}",
         f"FLOPs {human(trial.metrics['flops'])} ({100 * flops_fraction(trial):.1f} %)",
+        *_sparse_lines(trial.metrics),
         f"parameters {human(trial.metrics['params'])}",
         f"by rung {rungs}",
     ]
     return "<br>".join(lines)
+
+
+def _sparse_lines(metrics: Mapping[str, float]) -> list[str]:
+    if not metrics.get("sparsity"):
+        return []
+    share = 100 * metrics["sparse_flops_fraction"]
+    return [f"{percent(metrics['sparsity'])} zeros, sparse FLOPs {human(metrics['sparse_flops'])} ({share:.1f} %)"]
 
 
 def _counts(trial: TrialRecord) -> Mapping[str, int]:

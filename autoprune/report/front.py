@@ -11,12 +11,13 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import BadInput, UnknownName
-from autoprune.report import scratch
+from autoprune.report import polished, scratch
+from autoprune.search.noise import standard_error
 from autoprune.search.objectives import METRIC_OF
-from autoprune.search.stopper import dominates
 from autoprune.study.records import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ def flops_fraction(trial: TrialRecord) -> float:
     return trial.metrics.get("flops_fraction", math.nan)
 
 
+def axis_of(objectives: Sequence[str]) -> str:
+    """Return the metric on the cost axis: FLOPs of dense kernels, or sparse FLOPs where only those are an objective."""
+    return METRIC_OF["sparse_flops" if "sparse_flops" in objectives and "flops" not in objectives else "flops"]
+
+
+def has_sparsity(trials: Sequence[TrialRecord]) -> bool:
+    """Tell whether any of the trials has single weights that are zero."""
+    return any(t.metrics.get("sparsity", 0.0) > 0 for t in trials)
+
+
 def accuracy_on_test(trial: TrialRecord) -> float:
     """Return the accuracy on the test split, NaN where it was not measured."""
     return (trial.test or {}).get("accuracy", math.nan)
@@ -52,7 +63,7 @@ def noise(trials: Sequence[TrialRecord]) -> str:
     for split, measured in (("validation", [t.metrics for t in trials]), ("test", [t.test or {} for t in trials])):
         counted = [m for m in measured if m.get("count", 0) > 0 and 0 <= m.get("accuracy", math.nan) <= 1]
         if counted:
-            errors = [math.sqrt(m["accuracy"] * (1 - m["accuracy"]) / m["count"]) for m in counted]
+            errors = [standard_error(m["accuracy"], m["count"]) for m in counted]
             parts.append(f"{100 * max(errors):.1f} points ({split}, {counted[0]['count']:.0f} samples)")
     return f"One standard error is up to {' and '.join(parts)}." if parts else ""
 
@@ -74,12 +85,12 @@ def non_dominated(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> t
     """
     done = finished(trials)
     points = [_losses(t, objectives) for t in done]
-    kept = [
-        trial
-        for i, trial in enumerate(done)
-        if not any(dominates(p, points[i]) for p in points) and points[i] not in points[:i]
-    ]
-    return tuple(sorted(kept, key=lambda t: (-flops_fraction(t), t.number)))
+    kept: list[int] = []
+    # whatever beats a point comes before it in this order, as does the first of equal ones
+    for i in sorted(range(len(done)), key=lambda i: (points[i], i)):
+        if not any(all(x <= y for x, y in zip(points[k], points[i], strict=True)) for k in kept):
+            kept.append(i)
+    return tuple(sorted((done[i] for i in kept), key=lambda t: (-flops_fraction(t), t.number)))
 
 
 def best_at(trials: Sequence[TrialRecord], target: float) -> TrialRecord | None:
@@ -88,26 +99,31 @@ def best_at(trials: Sequence[TrialRecord], target: float) -> TrialRecord | None:
     return max(fitting, key=_quality, default=None)
 
 
-def knee(front: Sequence[TrialRecord]) -> TrialRecord:
+def knee(front: Sequence[TrialRecord], axis: str = METRIC_OF["flops"]) -> TrialRecord:
     """Return the trial farthest above the chord between the two ends of the front, on axes scaled to 0..1.
 
-    Without a trial above the chord the cheaper end. Raises BadInput for an empty front.
+    axis: the metric that holds the cost, see `axis_of`. Without a trial above the chord the cheaper end.
+    Raises BadInput for an empty front.
     """
-    by_cost = sorted(finished(front), key=flops_fraction)
+
+    def cost(trial: TrialRecord) -> float:
+        return trial.metrics.get(axis, math.nan)
+
+    by_cost = sorted(finished(front), key=cost)
     if not by_cost:
         raise BadInput(_NOTHING_FINISHED)
     low, high = by_cost[0], by_cost[-1]
-    width = flops_fraction(high) - flops_fraction(low)
+    width = cost(high) - cost(low)
     height = accuracy(high) - accuracy(low)
     if width <= 0 or height <= 0:
         return max(by_cost, key=_quality)
 
     def above_chord(trial: TrialRecord) -> float:
         # On scaled axes the chord is the diagonal: the distance above it grows with y - x.
-        x = (flops_fraction(trial) - flops_fraction(low)) / width
+        x = (cost(trial) - cost(low)) / width
         return round((accuracy(trial) - accuracy(low)) / height - x, _DIGITS)
 
-    return max(by_cost, key=lambda t: (above_chord(t), -flops_fraction(t)))
+    return max(by_cost, key=lambda t: (above_chord(t), -cost(t)))
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
@@ -126,11 +142,21 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
     return round(area, _DIGITS)
 
 
-def hypervolume_over(trials: Sequence[TrialRecord]) -> list[tuple[int, float]]:
-    """Return (trial number, hypervolume so far) for every finished trial, against accuracy 0 at all FLOPs."""
-    done = finished(trials)
-    points = [(accuracy(t), flops_fraction(t)) for t in done]
-    return [(trial.number, hypervolume(points[: i + 1], (0.0, 1.0))) for i, trial in enumerate(done)]
+def hypervolume_over(trials: Sequence[TrialRecord], axis: str = METRIC_OF["flops"]) -> list[tuple[int, float]]:
+    """Return (trial number, hypervolume so far) for every finished trial, against accuracy 0 at all FLOPs.
+
+    axis: the metric that holds the cost, see `axis_of`.
+    """
+    found: list[tuple[int, float]] = []
+    front: list[tuple[float, float]] = []
+    area = 0.0
+    for trial in finished(trials):
+        height, cost = accuracy(trial), trial.metrics.get(axis, math.nan)
+        if not any(h >= height and c <= cost for h, c in front):
+            front = [(h, c) for h, c in front if h > height or c < cost] + [(height, cost)]
+            area = hypervolume(front, (0.0, 1.0))
+        found.append((trial.number, area))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +194,7 @@ def choose(
     max_drop       the cheapest that loses at most this much of the base model's accuracy
     trial          that trial, if it finished
     knee           the one of the front that stands farthest above the chord between its ends
+    What is cheaper goes by sparse FLOPs in a study that has them, and not FLOPs, as an objective.
     Raises BadInput, naming the nearest, when nothing qualifies.
     """
     selector.check()
@@ -176,14 +203,15 @@ def choose(
     done = finished(trials)
     if not done:
         raise BadInput(_NOTHING_FINISHED)
+    axis = axis_of(objectives)
     if selector.target_flops is not None:
         return _within_flops(done, selector.target_flops)
     if selector.min_accuracy is not None:
-        return _accurate(done, selector.min_accuracy, f"an accuracy of at least {selector.min_accuracy:g}")
+        return _accurate(done, selector.min_accuracy, f"an accuracy of at least {selector.min_accuracy:g}", axis)
     if selector.max_drop is not None:
         what = f"an accuracy within {selector.max_drop:g} of the base model's {base_accuracy:.4f}"
-        return _accurate(done, base_accuracy - selector.max_drop, what)
-    return knee(non_dominated(done, objectives))
+        return _accurate(done, base_accuracy - selector.max_drop, what, axis)
+    return knee(non_dominated(done, objectives), axis)
 
 
 def check_fraction(what: str, value: float, *, zero_allowed: bool = False) -> None:
@@ -206,12 +234,12 @@ class Front:
         """Return the front of a study's record."""
         return cls(record)
 
-    @property
+    @cached_property
     def trials(self) -> tuple[TrialRecord, ...]:
         """The front itself."""
         return non_dominated(self.record.trials, self.objectives)
 
-    @property
+    @cached_property
     def baselines(self) -> tuple[TrialRecord, ...]:
         """The finished baselines, by falling FLOPs."""
         found = [t for t in finished(self.record.trials) if t.baseline]
@@ -250,23 +278,37 @@ class Front:
         max_drop: float | None = None,
         trial: int | None = None,
         knee: bool = False,
+        polish: bool = True,
     ) -> Pick:
-        """Choose one model by exactly one of these; see `choose`. Raises BadInput, naming the nearest."""
+        """Choose one model by exactly one of these; see `choose`. Raises BadInput, naming the nearest.
+
+        polish: take the chosen trial's polished model, where it has one.
+        """
         from autoprune.report.pick import Pick
 
         selector = Selector(
             target_flops=target_flops, min_accuracy=min_accuracy, max_drop=max_drop, trial=trial, knee=knee
         )
-        return Pick(trial=self.choose(selector), source=self.record.folder)
+        chosen = self.choose(selector)
+        found = polished.as_polished(chosen) if polish else None
+        if found is None:
+            return Pick(trial=chosen, source=self.record.folder)
+        return Pick(trial=found[0], source=self.record.folder, repeat=found[1].repeat)
 
     def plain(self) -> dict[str, Any]:
-        """Return the front, the baselines and the base model as plain data for JSON."""
+        """Return the front, the baselines and the base model as plain data for JSON.
+
+        as_good_as_next: the next cheaper trial of the front, where the two do not differ by more than noise.
+        """
+        from autoprune.report.significance import as_good_as_next
+
+        same = as_good_as_next(self.trials)
         return {
             "study": self.record.config.name,
             "run": str(self.record.folder),
             "objectives": list(self.objectives),
             "base": dict(self.base),
-            "front": [plain_trial(t) for t in self.trials],
+            "front": [plain_trial(t) | {"as_good_as_next": same.get(t.number)} for t in self.trials],
             "baselines": [plain_trial(t) for t in self.baselines],
             "scratch": list(scratch.rows(self.record.folder, (*self.trials, *self.baselines))),
         }
@@ -283,7 +325,11 @@ class Front:
         return text.getvalue()
 
 
-_COSTS = ("flops_fraction", "flops", "params_fraction", "params", "latency_ms")
+_COSTS = (
+    "flops_fraction", "flops", "sparse_flops_fraction", "sparse_flops", "sparsity", "params_fraction", "params",
+    "latency_ms",
+)  # fmt: skip
+_WHOLE = ("flops", "sparse_flops", "params")
 CSV_COLUMNS = (
     "trial", "baseline", "on_front", "target", "accuracy", "test_accuracy", *_COSTS, "seconds",
 )  # fmt: skip
@@ -302,6 +348,7 @@ def plain_trial(trial: TrialRecord) -> dict[str, Any]:
         "accuracy_by_rung": [_or_none(r.metrics.get("accuracy", math.nan)) for r in trial.rungs],
         **{cost: _cost(trial, cost) for cost in _COSTS},
         "seconds": trial.cost.get("seconds"),
+        "polished": polished.plain(trial),
         "error": trial.error,
         "recipe": None if trial.recipe is None else dict(trial.recipe),
     }
@@ -312,7 +359,7 @@ _NOTHING_FINISHED = "no trial has finished yet, so there is nothing to choose fr
 
 def _cost(trial: TrialRecord, name: str) -> float | None:
     value = _or_none(trial.metrics.get(name, math.nan))
-    return value if value is None or name not in ("flops", "params") else int(value)
+    return value if value is None or name not in _WHOLE else int(value)
 
 
 def _quality(trial: TrialRecord) -> tuple[float, float, int]:
@@ -332,11 +379,11 @@ def _within_flops(done: Sequence[TrialRecord], target: float) -> TrialRecord:
     return found
 
 
-def _accurate(done: Sequence[TrialRecord], wanted: float, what: str) -> TrialRecord:
+def _accurate(done: Sequence[TrialRecord], wanted: float, what: str, axis: str) -> TrialRecord:
     fitting = [t for t in done if accuracy(t) >= wanted - _ROUNDING]
     if not fitting:
         raise BadInput(f"no finished trial has {what}; the nearest is {_told(max(done, key=_quality))}")
-    return min(fitting, key=lambda t: (flops_fraction(t), -accuracy(t), t.number))
+    return min(fitting, key=lambda t: (t.metrics.get(axis, math.inf), -accuracy(t), t.number))
 
 
 def _by_number(trials: Sequence[TrialRecord], number: int) -> TrialRecord:

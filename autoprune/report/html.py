@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from autoprune.files import write_text
-from autoprune.report import provenance
+from autoprune.report import polished, provenance
 from autoprune.report.figures import Figure, figures
-from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of, noise
+from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
+from autoprune.report.significance import as_good_as_next
 from autoprune.report.tables import (
     REFERENCE,
     counts_by_state,
@@ -26,6 +27,7 @@ from autoprune.report.tables import (
     human,
     percent,
     points,
+    sparse_cells,
     targets_of,
 )
 from autoprune.study.records import TrialRecord
@@ -51,6 +53,7 @@ def render(front: Front) -> str:
             _cards(front),
             _plot_sections(drawn),
             _front_section(front),
+            _polished_section(front),
             _failures_section(front.record.trials),
             _about_section(front),
         ]
@@ -174,32 +177,42 @@ def _front_section(front: Front) -> str:
     shown = {t.number: t for t in (*front.trials, *front.baselines)}
     rows = sorted(shown.values(), key=lambda t: (-flops_fraction(t), -accuracy(t)))
     on_front = {t.number for t in front.trials}
-    body = "".join(_front_row(front, t, t.number in on_front) for t in rows)
+    sparse = has_sparsity(rows)
+    body = "".join(_front_row(front, t, t.number in on_front, sparse) for t in rows)
+    more = (
+        '<th scope="col">sparse FLOPs</th><th scope="col">of base</th><th scope="col">sparsity</th>' if sparse else ""
+    )
+    told = " by dense kernels; sparse FLOPs are those left were products with zero weights skipped" if sparse else ""
     return f"""<section><h2>The front and the baselines</h2>
 <p class="soft">Validation accuracy is what the search saw; test accuracy is on a split it did not see. FLOPs are
-2 x MACs for one sample. {noise(front.trials)}</p>
+2 x MACs for one sample{told}. {noise(front.trials)} A circle marks the front; ~ a model of it whose next cheaper
+neighbour is as good within the noise (95 % level).</p>
 <div class="scroll"><table>
-<thead><tr><th scope="col">model</th><th scope="col">FLOPs</th><th scope="col">of base</th><th scope="col">params</th>
+<thead><tr><th scope="col">model</th><th scope="col">FLOPs</th><th scope="col">of base</th>{more}
+<th scope="col">params</th>
 <th scope="col">of base</th><th scope="col">validation</th><th scope="col">vs {REFERENCE}</th><th scope="col">test</th>
 <th scope="col">by rung</th><th scope="col" class="left">recipe</th></tr></thead>
-<tbody>{_base_row(front.base)}{body}</tbody></table></div></section>"""
+<tbody>{_base_row(front.base, sparse)}{body}</tbody></table></div></section>"""
 
 
-def _base_row(base: Mapping[str, float]) -> str:
+def _base_row(base: Mapping[str, float], sparse: bool) -> str:
     cells = [
-        human(base.get("flops", math.nan)), "100 %", human(base.get("params", math.nan)), "100 %",
+        human(base.get("flops", math.nan)), "100 %",
+        *sparse_cells({"sparse_flops_fraction": 1.0, "sparsity": 0.0, "sparse_flops": math.nan, **base}, sparse),
+        human(base.get("params", math.nan)), "100 %",
         percent(base.get("accuracy", math.nan)), "", percent(base.get("test_accuracy", math.nan)), "", "",
     ]  # fmt: skip
     return '<tr><th scope="row">base model</th>' + "".join(f"<td>{_text(c)}</td>" for c in cells) + "</tr>"
 
 
-def _front_row(front: Front, trial: TrialRecord, on_front: bool) -> str:
+def _front_row(front: Front, trial: TrialRecord, on_front: bool, sparse: bool) -> str:
     metrics = trial.metrics
-    mark = '<span class="mark" title="on the front">&#9679;</span> ' if on_front else ""
+    mark = _mark(front, trial) if on_front else ""
     name = name_of(trial) if trial.baseline is None else f"{trial.baseline} ({trial.number})"
     cells = [
         human(metrics["flops"]),
         f"{100 * flops_fraction(trial):.1f} %",
+        *sparse_cells(metrics, sparse),
         human(metrics["params"]),
         f"{100 * metrics['params_fraction']:.1f} %",
         percent(accuracy(trial)),
@@ -213,6 +226,31 @@ def _front_row(front: Front, trial: TrialRecord, on_front: bool) -> str:
         + "".join(f"<td>{_text(c)}</td>" for c in cells)
         + f'<td class="left">{_folded("recipe", trial.recipe or {})}</td></tr>'
     )
+
+
+def _polished_section(front: Front) -> str:
+    rows = ""
+    for trial in front:
+        shown, tested = polished.validation(trial), polished.on_test(trial)
+        if shown is not None:
+            cells = (f"{polished.latest(trial)[0].epochs:g}", str(shown.count), str(shown), str(tested or "-"))
+            rows += f'<tr><th scope="row">{_text(name_of(trial))}</th>'
+            rows += "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+    if not rows:
+        return ""
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("model", "epochs", "trainings", "validation", "test"))
+    return f"""<section><h2>After polishing</h2>
+<p class="soft">Mean and 95 % confidence interval over the trainings: the model's own, and repeats of its recipe from
+the base model with other seeds.</p>
+<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"""
+
+
+def _mark(front: Front, trial: TrialRecord) -> str:
+    tied = trial.number in as_good_as_next(front.trials)
+    sign, title = "&#9679;", "on the front"
+    if tied:
+        sign, title = "~", "on the front; the next cheaper one is as good within the noise"
+    return f'<span class="mark" title="{title}">{sign}</span> '
 
 
 def _failures_section(trials: Sequence[TrialRecord]) -> str:

@@ -18,6 +18,7 @@ import autoprune
 from autoprune.errors import BadInput, CheckFailed
 from autoprune.report.front import accuracy, accuracy_on_test
 from autoprune.study.records import TrialRecord
+from autoprune.study.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,15 +31,20 @@ _ALLOWED_SHARE, _ALLOWED_SAMPLES = 0.001, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Pick:
-    """One trial of a study, chosen. `source` is the study's run folder."""
+    """One trial of a study, chosen. `source` is the study's run folder.
+
+    repeat: of the polished model that this is, with its metrics in `trial`; None for the model of the search.
+    """
 
     trial: TrialRecord
     source: Path
+    repeat: int | None = None
 
     @property
     def artefact(self) -> Path:
-        """The trial's own folder, which holds its last rung's artefact."""
-        return self.source / "trials" / str(self.trial.number)
+        """The folder that holds the model."""
+        run = RunFolder(self.source)
+        return run.trial(self.trial.number) if self.repeat is None else run.polished(self.trial.number, self.repeat)
 
     def load(self) -> nn.Module:
         """Return the model. Raises WrongArtefact."""
@@ -71,6 +77,13 @@ class Pick:
 
     def _write(self, folder: Path) -> None:
         from autoprune import artefact
+
+        if (self.artefact / artefact.MANIFEST).is_file() and not (self.artefact / artefact.WEIGHTS).is_file():
+            raise BadInput(
+                f"the weights of trial {self.trial.number} were not kept: a study keeps those of its front, the best "
+                "at each target and of baselines, unless it says `checkpoints: all`. Its recipe can be run again: "
+                f"autoprune compress STUDY --recipe {self.artefact / artefact.RECIPE} --out DIR"
+            )
 
         compressed = artefact.load_compressed(self.artefact)
         artefact.save(folder, compressed, self._described(artefact.read_manifest(self.artefact)))

@@ -54,7 +54,7 @@ def compress_study(
         say(f"compressing with {recipe.preset or 'the recipe'}, {recipe.epochs:g} epochs of training")
         outcome = run_trial(recipe, bench, seed)
         base_metrics = read_json(run.base_file)["metrics"]
-        _save(config, bench, outcome, seed, out, base_metrics)
+        save_outcome(config, bench, outcome, seed, out, base_metrics)
     return outcome
 
 
@@ -97,9 +97,10 @@ def _counted(say: Say) -> Callable[[int], None]:
     return listen
 
 
-def _save(
+def save_outcome(
     config: StudyConfig, bench: Bench, outcome: Outcome, seed: int, out: Path, base_metrics: Mapping[str, float]
 ) -> None:
+    """Save what a recipe gave on a study's base model as an artefact."""
     from autoprune import artefact
     from autoprune.artefact import DataRecord, Manifest
 

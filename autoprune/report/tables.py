@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from autoprune.report import scratch
-from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, name_of, noise
+from autoprune.report import polished, scratch
+from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
+from autoprune.report.significance import as_good_as_next
 from autoprune.study.records import TrialRecord
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 REFERENCE = "uniform_l1"
 """The baseline that the front is compared with, where a study has it."""
 
+_SPARSE = ", by dense kernels; sparse FLOPs are those left were products with zero weights skipped"
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -71,6 +73,8 @@ def print_front(console: Console, front: Front) -> None:
     """Print the front and the baselines, target by target, below the base model."""
     console.print(front_table(front))
     console.print(_legend(front))
+    if any(trial.polished for trial in front):
+        console.print(polished_table(front))
     if scratch.read_runs(front.record.folder):
         print_scratch(console, front)
 
@@ -109,6 +113,7 @@ def _from_scratch(row: Mapping[str, Any], arm: str) -> str:
 def front_table(front: Front) -> Table:
     """Return the front with the baselines at equal FLOPs."""
     with_latency = any("latency_ms" in t.metrics for t in front)
+    with_sparsity = has_sparsity((*front.trials, *front.baselines))
     table = Table(box=box.SIMPLE, title=f"Front of {front.record.config.name}", title_justify="left")
     columns = [
         "model",
@@ -123,14 +128,30 @@ def front_table(front: Front) -> Table:
     ]
     if with_latency:
         columns.insert(5, "latency")
+    if with_sparsity:
+        columns[3:3] = ["sparse FLOPs", "of base", "sparsity"]
     for column in columns:
         table.add_column(column, justify="left" if column in ("model", "by rung") else "right", no_wrap=True)
-    table.add_row(*_base_cells(front.base, with_latency), end_section=True)
+    table.add_row(*_base_cells(front.base, with_latency, with_sparsity), end_section=True)
     for section in _sections(front):
         for i, trial in enumerate(section):
-            cells = _trial_cells(front, trial, with_latency)
+            cells = _trial_cells(front, trial, with_latency, with_sparsity)
             style = None if trial in front.trials else "dim"
             table.add_row(*cells, style=style, end_section=i + 1 == len(section))
+    return table
+
+
+def polished_table(front: Front) -> Table:
+    """Return what the last training gave the front's models."""
+    table = Table(box=box.SIMPLE, title="After polishing", title_justify="left")
+    for column in ("model", "epochs", "trainings", "validation", "test"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for trial in front:
+        if (shown := polished.validation(trial)) is not None:
+            epochs, tested = f"{polished.latest(trial)[0].epochs:g}", polished.on_test(trial)
+            table.add_row(name_of(trial), epochs, str(shown.count), str(shown), "-" if tested is None else str(tested))
+    table.caption = "mean ± 95 % confidence interval over the trainings (Student's t)"
+    table.caption_justify = "left"
     return table
 
 
@@ -143,12 +164,13 @@ def _sections(front: Front) -> list[list[TrialRecord]]:
     return [sorted(trials, key=lambda t: -accuracy(t)) for trials in by_target.values()]
 
 
-def _base_cells(base: Mapping[str, float], with_latency: bool) -> list[str]:
+def _base_cells(base: Mapping[str, float], with_latency: bool, with_sparsity: bool) -> list[str]:
     latency = [_ms(base.get("latency_ms", math.nan))] if with_latency else []
     return [
         "base model",
         human(base.get("flops", math.nan)),
         "100 %",
+        *sparse_cells({"sparse_flops_fraction": 1.0, "sparsity": 0.0, "sparse_flops": math.nan, **base}, with_sparsity),
         human(base.get("params", math.nan)),
         "100 %",
         *latency,
@@ -159,14 +181,15 @@ def _base_cells(base: Mapping[str, float], with_latency: bool) -> list[str]:
     ]
 
 
-def _trial_cells(front: Front, trial: TrialRecord, with_latency: bool) -> list[str]:
+def _trial_cells(front: Front, trial: TrialRecord, with_latency: bool, with_sparsity: bool) -> list[str]:
     metrics = trial.metrics
-    star = "* " if trial in front.trials else "  "
+    star = _mark(front, trial)
     latency = [_ms(metrics.get("latency_ms", math.nan))] if with_latency else []
     return [
         star + (name_of(trial) if trial.baseline is None else f"{trial.baseline} ({trial.number})"),
         human(metrics.get("flops", math.nan)),
         _share(flops_fraction(trial)),
+        *sparse_cells(metrics, with_sparsity),
         human(metrics.get("params", math.nan)),
         _share(metrics.get("params_fraction", math.nan)),
         *latency,
@@ -175,6 +198,20 @@ def _trial_cells(front: Front, trial: TrialRecord, with_latency: bool) -> list[s
         percent(accuracy_on_test(trial)),
         " > ".join(f"{100 * r.metrics.get('accuracy', math.nan):.1f}" for r in trial.rungs),
     ]
+
+
+def sparse_cells(metrics: Mapping[str, float], shown: bool) -> list[str]:
+    """Return sparse FLOPs, their share of the base model's FLOPs, and the share of zeros; nothing unless shown."""
+    names = ("sparse_flops", "sparse_flops_fraction", "sparsity")
+    flops, fraction, sparsity = (metrics.get(name, math.nan) for name in names)
+    return [human(flops), _share(fraction), _share(sparsity)] if shown else []
+
+
+def _mark(front: Front, trial: TrialRecord) -> str:
+    """Return `* ` for the front, `~ ` for a trial of it whose next cheaper neighbour is as good."""
+    if trial not in front.trials:
+        return "  "
+    return "~ " if trial.number in as_good_as_next(front.trials) else "* "
 
 
 def gain(front: Front, trial: TrialRecord) -> float:
@@ -186,9 +223,11 @@ def gain(front: Front, trial: TrialRecord) -> float:
 def _legend(front: Front) -> str:
     config = front.record.config
     epochs = ", ".join(f"{e:g}" for e in config.rungs.epochs)
+    sparse = has_sparsity((*front.trials, *front.baselines))
     return (
-        "* on the front. FLOPs are 2 x MACs for one sample. validation: accuracy on the split that the search saw; "
-        f"test: on the split\nthat it did not see, '-' where not measured. by rung: validation accuracy in per cent "
+        "* on the front; ~ on it too, but its next cheaper neighbour is as good within the noise (95 %). FLOPs are 2 x "
+        f"MACs for one\nsample{_SPARSE if sparse else ''}. validation: accuracy on the split that the search saw; "
+        "test: on one that it did not see, '-' where not\nmeasured. by rung: validation accuracy in per cent "
         f"after {epochs} epochs. {noise(front.trials)}"
     )
 

@@ -13,12 +13,13 @@ Direction = Literal["maximize", "minimize"]
 METRIC_OF: Mapping[str, str] = {
     "accuracy": "accuracy",
     "flops": "flops_fraction",
+    "sparse_flops": "sparse_flops_fraction",
     "params": "params_fraction",
     "latency": "latency_ms",
 }
 """Objective to the metric that holds its value."""
 
-COSTS = ("flops", "params", "latency")
+COSTS = ("flops", "sparse_flops", "params", "latency")
 
 
 def directions(objectives: Sequence[str]) -> list[Direction]:

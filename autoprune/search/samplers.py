@@ -33,11 +33,11 @@ def build_sampler(name: str, *, seed: int, finished: int, budget: int, startup: 
 
 
 def _tpe(seed: int, startup: int, budget: int) -> BaseSampler:
-    from optuna.samplers import TPESampler
+    from autoprune.search.tpe import RememberingTPE
 
     # group: conditional dimensions that appear together are modelled together. constant_liar: running trials count as
     # bad, so that parallel workers spread out.
-    return TPESampler(
+    return RememberingTPE(
         seed=seed,
         n_startup_trials=startup,
         multivariate=True,

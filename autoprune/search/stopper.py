@@ -8,7 +8,8 @@ once; nothing waits. It departs from the paper in three ways:
   construction, so that they say nothing; comparing them would make every rounding difference a trade-off.
 - Of the other objectives, trials are ranked by non-dominated front, then by accuracy.
 - Of n results the best ceil(n / reduction) go up, ties included, instead of none before there are `reduction` results:
-  studies are small, and a first trial that is stopped unseen is lost. Baselines go up always and count as results, so
+  studies are small, and a first trial that is stopped unseen is lost. A rival whose lead is within the standard error
+  of the samples that both were judged on counts as a tie. Baselines go up always and count as results, so
   that a trial which beats neither of them at rung 0 does stop early.
 """
 
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autoprune.search.noise import is_lead
+
 SIMILAR_TARGET = 0.02
 """Targets that differ by at most this much of the base model's cost are compared with each other."""
 
@@ -29,22 +32,29 @@ _SAME_COST = math.log(1.05)
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A trial's result at one rung. `costs` holds the objectives that are minimised, `pinned` those of the target."""
+    """A trial's result at one rung. `costs` holds the objectives that are minimised, `pinned` those of the target.
+
+    count: the samples that the accuracy was measured on; 0 where that is not known.
+    """
 
     trial: int
     accuracy: float
     costs: Mapping[str, float]
     pinned: Mapping[str, float]
     baseline: bool = False
+    count: float = 0.0
 
 
-def goes_up(mine: Point, others: Sequence[Point], reduction: float) -> bool:
-    """Tell whether a trial is promoted, given the other results at the same rung."""
+def goes_up(mine: Point, others: Sequence[Point], reduction: float, noise: float = 1.0) -> bool:
+    """Tell whether a trial is promoted, given the other results at the same rung.
+
+    noise: the standard errors within which a lead in accuracy is none.
+    """
     if mine.baseline:
         return True
     rivals = [other for other in others if similar(mine.pinned, other.pinned)]
     places = math.ceil((len(rivals) + 1) / reduction)
-    return count_better(mine, rivals) < places
+    return count_better(mine, rivals, noise) < places
 
 
 def similar(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
@@ -52,12 +62,22 @@ def similar(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
     return a.keys() == b.keys() and all(abs(a[k] - b[k]) <= SIMILAR_TARGET + 1e-9 for k in a)
 
 
-def count_better(mine: Point, rivals: Sequence[Point]) -> int:
-    """Return how many rivals rank strictly before: on an earlier front, or on the same with more accuracy."""
+def count_better(mine: Point, rivals: Sequence[Point], noise: float = 1.0) -> int:
+    """Return how many rivals rank before: on an earlier front, or on the same with more accuracy; ties left out."""
     points = [mine, *rivals]
     fronts = front_numbers([_values(p) for p in points])
     own = (fronts[0], -mine.accuracy)
-    return sum((front, -rival.accuracy) < own for front, rival in zip(fronts[1:], rivals, strict=True))
+    return sum(
+        (front, -rival.accuracy) < own and not _ties(mine, rival, noise)
+        for front, rival in zip(fronts[1:], rivals, strict=True)
+    )
+
+
+def _ties(mine: Point, rival: Point, noise: float) -> bool:
+    """Tell whether a rival's only advantage is a lead in accuracy that may be luck."""
+    cheaper = any(a < b for a, b in zip(_values(rival)[1:], _values(mine)[1:], strict=True))
+    count = min(mine.count, rival.count)
+    return not cheaper and not is_lead(rival.accuracy, mine.accuracy, count, noise)
 
 
 def front_numbers(rows: Sequence[tuple[float, ...]]) -> list[int]:

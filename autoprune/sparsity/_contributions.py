@@ -73,7 +73,7 @@ def _of_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 def _of_conv(layer: Any, x: Tensor, output: Tensor) -> Tensor:
     """Sum over samples of the norm of what each kernel adds."""
     groups, inputs = layer.groups, layer.weight.shape[1]
-    by_group = x.abs().view(len(x), groups, inputs, *x.shape[2:])
+    by_group = x.abs().reshape(len(x), groups, inputs, *x.shape[2:])
     kernels = layer.weight.abs()
     columns = []
     for i in range(inputs):

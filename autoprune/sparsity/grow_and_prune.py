@@ -14,7 +14,8 @@ pruned. Re-estimate statistics of batch norms afterwards (recovery `bn_reestimat
 dense (cyclic), the others have random masks.
 
 `ends: dense` leaves the first and the last layer out of all this, and out of `sparsity`: the authors' code leaves them
-optional. The paper trains random weights (recipe key `start`). Their step takes 10 epochs for translation.
+optional. With a pattern every layer is pruned to it, whatever `distribution` says. The paper trains random weights
+(recipe key `start`). Their step takes 10 epochs for translation.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ from autoprune import masks
 from autoprune.fields import choice, integer, real
 from autoprune.masks import Hold, Masks
 from autoprune.seeds import derive_seed
-from autoprune.sparsity._base import Sparsified, Sparsity, SparsityContext
+from autoprune.sparsity._base import Sparsified, SparsityContext
 from autoprune.sparsity._densities import removed_fractions, zeros
+from autoprune.sparsity._patterns import ANYWHERE, PatternedSparsity
 
 Parts = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowAndPrune(Sparsity):
+class GrowAndPrune(PatternedSparsity):
     """Let one part of the network be dense at a time, and prune it back before the next."""
 
     mode: Literal["cyclic", "parallel"] = choice(
@@ -64,11 +66,11 @@ class GrowAndPrune(Sparsity):
         parts = partitioned({name: w.numel() for name, w in weights.items()}, self.partitions)
         removed = removed_fractions({n: w.shape for n, w in weights.items()}, self.sparsity, self.distribution)
         kept = {n: max(1, w.numel() - zeros(w.numel(), removed[n])) for n, w in weights.items()}
-        found = {n: _random(w, kept[n], derive_seed(context.seed, "mask", n)) for n, w in weights.items()}
+        found = {n: self._pruned(_random(w, derive_seed(context.seed, "mask", n)), kept[n]) for n, w in weights.items()}
         run = self._cyclic if self.mode == "cyclic" else self._parallel
         run(model, context, parts, kept, found)
         notes = (f"not masked and not counted in the sparsity: {', '.join(outside)}",) if outside else ()
-        return Sparsified(masks=found, notes=notes)
+        return Sparsified(masks=found, notes=(*notes, *self.dense_layers(found)))
 
     def _cyclic(
         self, model: nn.Module, context: SparsityContext, parts: Parts, kept: Mapping[str, int], found: Masks
@@ -79,7 +81,7 @@ class GrowAndPrune(Sparsity):
             found |= _grown(found, part)
             masks.zero(model, found)
             context.train(model, self.epochs, Hold(found), "step", step)
-            _prune(model, part, kept, found)
+            self._prune(model, part, kept, found)
 
     def _parallel(
         self, model: nn.Module, context: SparsityContext, parts: Parts, kept: Mapping[str, int], found: Masks
@@ -91,7 +93,17 @@ class GrowAndPrune(Sparsity):
                 context.train(worker, self.epochs, Hold(found | _grown(found, part)), "round", round_, i)
             merge(model, copies, parts)
             for part in parts:
-                _prune(model, part, kept, found)
+                self._prune(model, part, kept, found)
+
+    def _prune(self, model: nn.Module, part: Sequence[str], kept: Mapping[str, int], found: Masks) -> None:
+        for name in part:
+            found[name] = self._pruned(model.get_parameter(name).detach().abs(), kept[name])
+        masks.zero(model, {name: found[name] for name in part})
+
+    def _pruned(self, score: Tensor, kept: int) -> Tensor:
+        if self.pattern == ANYWHERE:
+            return masks.keep_largest_in(score, kept)
+        return self.select({"layer": score}, 1 - self.sparsity)["layer"]
 
 
 def partitioned(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
@@ -132,15 +144,10 @@ def _owned(model: nn.Module, parts: Parts) -> dict[str, int]:
     return {name: owned[name] for name in model.state_dict() if name in owned}
 
 
-def _random(weight: Tensor, kept: int, seed: int) -> Tensor:
-    return masks.keep_random(weight.shape, kept, torch.Generator().manual_seed(seed)).to(weight.device)
+def _random(weight: Tensor, seed: int) -> Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.rand(weight.shape, generator=draws, dtype=torch.float64).to(weight.device)
 
 
 def _grown(found: Masks, part: Sequence[str]) -> Masks:
     return {name: torch.ones_like(found[name]) for name in part}
-
-
-def _prune(model: nn.Module, part: Sequence[str], kept: Mapping[str, int], found: Masks) -> None:
-    for name in part:
-        found[name] = masks.keep_largest_in(model.get_parameter(name).detach().abs(), kept[name])
-    masks.zero(model, {name: found[name] for name in part})

@@ -21,11 +21,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from autoprune import masks
 from autoprune.fields import choice, integer, real
-from autoprune.masks import Hold, Masks
+from autoprune.masks import Hold
 from autoprune.sparsity._base import Sparsified, SparsityContext
 from autoprune.sparsity._dropout import lowered_dropout
 from autoprune.sparsity._patterns import PatternedSparsity
@@ -75,7 +76,8 @@ class Han2015(PatternedSparsity):
         """Return how many weights each round leaves: those above its share of the last round's threshold."""
         total = masks.size(scores)
         last = masks.kept_of(total, self.sparsity)
-        threshold = float(min(score[mask].min() for score, mask in _pairs(scores, masks.keep_largest(scores, last))))
+        ordered = torch.cat([score.flatten() for score in scores.values()]).sort(descending=True).values
+        threshold = float(ordered[max(last, 1) - 1])
         above = [
             sum(int((score > threshold * i / self.rounds).sum()) for score in scores.values())
             for i in range(1, self.rounds)
@@ -91,7 +93,3 @@ def spread(weight: Tensor) -> float:
 def distances(weights: masks.Scores, sigma: dict[str, float], quality: dict[str, float]) -> dict[str, Tensor]:
     """Return |w| / (q * sigma) of every weight."""
     return {n: w.detach().abs().double() / (quality[n] * sigma[n]) for n, w in weights.items()}
-
-
-def _pairs(scores: masks.Scores, found: Masks) -> list[tuple[Tensor, Tensor]]:
-    return [(score, found[name]) for name, score in scores.items()]

@@ -81,7 +81,8 @@ class NnRelief(Sparsity):
             found = dict(before)
             for name, layer in layers.items():
                 alpha = self.alpha_linear if isinstance(layer, nn.Linear) else self.alpha_conv
-                found |= _masked(name, kept_connections(signals[name], 1 - min(1.0, factor * (1 - alpha))), before)
+                kept_JI = kept_connections(signals[name], 1 - min(1.0, factor * (1 - alpha)))
+                found |= _masked(name, kept_JI, signals[name], before)
             return found
 
         def meets(found: Masks) -> bool:
@@ -116,8 +117,12 @@ def kept_connections(signals_JI: Tensor, alpha: float) -> Tensor:
     return (scores_JI >= least_J1 * (1 - _TIE)) & (scores_JI > 0)
 
 
-def _masked(weight: str, kept_JI: Tensor, before: Masks) -> Masks:
+def _masked(weight: str, kept_JI: Tensor, signals_JI: Tensor, before: Masks) -> Masks:
+    """Return the masks of a layer; one in which only biases are left keeps its largest connection."""
     inputs = before[weight].shape[1]
+    if not bool(kept_JI[:, :inputs].any()):
+        kept_JI = kept_JI.clone()
+        kept_JI[:, :inputs] = masks.keep_largest_in(signals_JI[:, :inputs], 1)
     kernels = kept_JI[:, :inputs].reshape(*before[weight].shape[:2], *[1] * (before[weight].ndim - 2))
     found = {weight: before[weight] & kernels}
     if bias_of(weight) in before:

@@ -46,7 +46,7 @@ class Scl(Sparsity):
     mask_lr: float = real(0.01, valid=(1e-6, 10.0), search=(1e-3, 1.0), log=True, help="learning rate of m")
     initial: float = real(0.5, valid=(1e-3, 1.0), search=(0.05, 1.0), log=True, help="m at the start")
     clip: float = real(
-        1.0, valid=(1e-3, 1000.0), search=(1.0, 1.0), help="bound on |m|, so that no return takes for ever"
+        1.0, valid=(1e-3, 1000.0), search=(0.5, 2.0), help="bound on |m|, so that no return takes for ever"
     )
     norm: Literal["rms", "l2", "none"] = choice(
         "rms", options=("rms", "l2", "none"), search=("rms",), help="how gradients of m are scaled by output channel"

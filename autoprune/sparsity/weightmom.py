@@ -14,7 +14,8 @@ rounded by largest remainders, its smallest scores (ties: smaller |w|, then lowe
 `min_keep` of its weights; what it cannot lose is taken from the others. Unit of scores: that of the weight.
 
 Only the paper's abstract was available: gradual pruning, a score from the weights' momentum over previous iterations,
-and a layer importance from relative sparsity come first-hand; formulas and defaults are our reading of it. With
+and a layer importance from relative sparsity come first-hand; formulas and defaults are our reading of it. The average
+begins with this training, for a trained model too. With
 beta = 0 and gamma = 1 this is gradual magnitude pruning (Zhu and Gupta, arXiv 1710.01878).
 """
 

@@ -24,9 +24,9 @@ from autoprune.settings import TrialSettings
 from autoprune.specs import DataSpec, ModelSpec, Spec, TaskSpec, TrainSpec
 from autoprune.validation import validated
 
-Objective = Literal["accuracy", "flops", "params", "latency"]
+Objective = Literal["accuracy", "flops", "sparse_flops", "params", "latency"]
 SamplerName = Literal["tpe", "nsga2", "gp", "random"]
-ExecutorName = Literal["inline", "local", "ray"]
+ExecutorName = Literal["inline", "local", "ray", "replay"]
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -74,6 +74,11 @@ class RungSpec(Spec):
 
     epochs: tuple[float, ...] = Field(default=(0.0, 0.5, 2.0), description="total epochs at each rung, from 0")
     reduction: float = Field(default=3.0, gt=1, description="one in this many trials is promoted")
+    noise: float = Field(
+        default=1.0,
+        ge=0,
+        description="standard errors of the accuracy within which a lead is none; 0 trusts every digit",
+    )
     validation_samples: tuple[int | None, ...] | None = Field(
         default=None, description="samples that each rung is judged on; null: all of the validation split"
     )
@@ -106,11 +111,17 @@ class RungSpec(Spec):
 
 
 class BudgetSpec(Spec):
-    """How long a study runs: until either is used up. Resuming goes on with what is left."""
+    """How long a study runs: until any is used up. Resuming goes on with what is left."""
 
     trials: int = Field(default=24, ge=1, description="trials, baselines included")
     time: Annotated[float | None, BeforeValidator(_seconds)] = Field(
         default=None, gt=0, description="seconds, or like 30m; no job is begun after it"
+    )
+    worker_time: Annotated[float | None, BeforeValidator(_seconds)] = Field(
+        default=None, gt=0, description="the same for the time of all workers added up: 8h is 8 hours of one worker"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="stop when so many trials in a row, baselines aside, have not moved the front"
     )
 
 
@@ -124,6 +135,15 @@ class ExecutorSpec(Spec):
     gpus_per_trial: float = Field(default=0.0, ge=0, description="Ray GPUs, fractions allowed")
     max_failures: int = Field(default=1, ge=0, description="times a job is run again when its worker dies")
     address: str | None = Field(default=None, description="of a Ray cluster; by default one starts on this machine")
+    table: str | None = Field(
+        default=None, description="for `replay`: a table of outcomes, or the run folder of a study, to answer from"
+    )
+
+    @model_validator(mode="after")
+    def _table_to_replay(self) -> Self:
+        if self.name == "replay" and self.table is None:
+            raise ValueError("replay needs executor.table: a table of outcomes, or a study's run folder")
+        return self
 
     def worker_count(self) -> int:
         """Return the number of local workers."""
@@ -152,6 +172,13 @@ class StudyConfig(Spec):
         default=("uniform_l1", "global_taylor"),
         description="names, recipe files or recipes; run first at every target",
     )
+    warm_start: str | tuple[dict[str, Any], ...] = Field(
+        default=(), description="run folder of an earlier study whose best recipes run next; or recipes with targets"
+    )
+    checkpoints: Literal["front", "all"] = Field(
+        default="front",
+        description="weights that stay: of running trials, the front, the best at each target and baselines; or all",
+    )
     rungs: RungSpec = Field(default_factory=RungSpec)
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
     trial: TrialSettings = Field(default_factory=TrialSettings)
@@ -172,7 +199,7 @@ class StudyConfig(Spec):
     @classmethod
     def _with_accuracy(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
         if "accuracy" not in objectives or len(set(objectives)) != len(objectives):
-            raise ValueError("objectives are accuracy and any of flops, params, latency, each once")
+            raise ValueError("objectives are accuracy and any of flops, sparse_flops, params, latency, each once")
         return objectives
 
     def plain(self) -> dict[str, Any]:

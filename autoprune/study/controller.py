@@ -19,25 +19,28 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import TrialState
 
-from autoprune.errors import AutopruneError
-from autoprune.recipe import Target
+from autoprune.errors import AutopruneError, BadInput
+from autoprune.recipe import Recipe, Target
 from autoprune.search import objectives, stopper
 from autoprune.search.asker import Asker
 from autoprune.search.baselines import Baseline, build_baselines
+from autoprune.search.front import GrowingFront
 from autoprune.search.nodes import Items
 from autoprune.search.samplers import build_sampler
 from autoprune.search.space import Space
 from autoprune.seeds import derive_seed
 from autoprune.study import events, records
 from autoprune.study.config import StudyConfig, target_label
+from autoprune.study.disk import Finished, worth_keeping
 from autoprune.study.jobs import Job, JobFailure, JobResult
+from autoprune.study.storage import Row, rows_of
 
 if TYPE_CHECKING:
     from optuna import Trial
     from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
 
 _DUPLICATES_IN_A_ROW = 3
+_UNFINISHED = ("RUNNING", "WAITING")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,10 @@ class _Plan:
     """What the next trial is to be."""
 
     target: Target
-    baseline: Baseline | None
+    baseline: Baseline | None = None
+    warm_start: int | None = None
+    recipe: Recipe | None = None
+    """What is given; else the sampler draws."""
 
 
 class Controller:
@@ -93,19 +99,24 @@ class Controller:
         self._baselines = build_baselines(config.baselines)
         self._storage = storage
         self._study = _open_study(config, storage)
-        self._asker = _make_asker(config, self._trials())
+        past = rows_of(storage, self._study)
+        self._asker = _make_asker(config, storage, past)
         self._clock, self._began = clock, clock()
         self._elapsed_before = 0.0
         self._live: dict[int, _Live] = {}
         self._ready: deque[Job] = deque()
-        self._running: dict[tuple[int, str, int], Job] = {}
+        self._running: dict[tuple[int, str, int, int], Job] = {}
         self._points: dict[int, list[stopper.Point]] = {}
         self._seen: set[str] = set()
         self._recorded = 0
         self._planned: set[tuple[str, str]] = set()
+        self._warm = _warm_recipes(config)
+        self._warm_planned: set[int] = set()
         self._duplicates_in_a_row = 0
+        self._front = GrowingFront(config.objectives)
+        self._worker_seconds = 0.0
         self._tests_given = self._over = False
-        self._restore()
+        self._restore(past)
 
     def record_base(self, metrics: Mapping[str, float], owner: str | None = None) -> None:
         """Note what the base model measures, for reports, and which run folder the study belongs to."""
@@ -163,9 +174,10 @@ class Controller:
             self._fail(live, job.rung, type(error).__name__, str(error))
             return
         others = self._points.setdefault(job.rung, [])
-        promoted = not top and stopper.goes_up(point, others, self.config.rungs.reduction)
+        promoted = not top and self._goes_up(point, others)
         others.append(point)
         # one write holds the result and the decision, so that a resumed study never decides twice
+        self._worker_seconds += result.cost.get("seconds", 0.0)
         noted = {"promoted": promoted, "at": round(self._elapsed(), 3)}
         self._set(live.id, f"{records.RUNG}{job.rung}", result.plain() | noted)
         self._listen(
@@ -183,6 +195,10 @@ class Controller:
         else:
             self._end(live, values, result.metrics)
 
+    def _goes_up(self, point: stopper.Point, others: Sequence[stopper.Point]) -> bool:
+        rungs = self.config.rungs
+        return stopper.goes_up(point, others, rungs.reduction, rungs.noise)
+
     def _failed(self, job: Job, failure: JobFailure) -> None:
         if failure.lost and job.attempt < self.config.executor.max_failures:
             again = replace(job, attempt=job.attempt + 1)
@@ -197,6 +213,7 @@ class Controller:
     def _end(self, live: _Live, values: Sequence[float] | None, metrics: Mapping[str, float]) -> None:
         """Tell Optuna: COMPLETE with values, PRUNED without."""
         self._close(live, TrialState.PRUNED if values is None else TrialState.COMPLETE, values)
+        self._front.add(metrics if values is not None else None, counts=live.baseline is None)
         self._listen(
             events.TrialDone(
                 trial=live.number,
@@ -227,6 +244,7 @@ class Controller:
             costs=dict(zip(costs, objectives.values(costs, metrics), strict=True)),
             pinned={name: value for name, value in pinned.items() if value is not None},
             baseline=live.baseline is not None,
+            count=metrics.get("count", 0.0),
         )
 
     # --- new trials
@@ -242,7 +260,7 @@ class Controller:
                 live = self._record(trial, plan, None)
                 self._fail(live, 0, type(error).__name__, str(error))
                 continue
-            if plan.baseline is None and self._is_duplicate(recipe):
+            if plan.recipe is None and self._is_duplicate(recipe):
                 self._asker.drop(trial)
             else:
                 self._enter(self._record(trial, plan, recipe), rung=0)
@@ -251,21 +269,25 @@ class Controller:
         for baseline in self._baselines:
             for target in self.config.targets:
                 if (baseline.name, target_label(target)) not in self._planned:
-                    return _Plan(target=target, baseline=baseline)
-        searched = self._recorded - len(self._planned)
-        return _Plan(target=self.config.targets[searched % len(self.config.targets)], baseline=None)
+                    return _Plan(target=target, baseline=baseline, recipe=baseline.recipe)
+        for i, recipe in enumerate(self._warm):
+            # a baseline may be what did best in the earlier study
+            if i not in self._warm_planned and _key(recipe.plain()) not in self._seen:
+                return _Plan(target=recipe.target, warm_start=i, recipe=recipe)
+        searched = self._recorded - len(self._planned) - len(self._warm_planned)
+        return _Plan(target=self.config.targets[searched % len(self.config.targets)])
 
     def _fixed(self, plan: _Plan) -> dict[str, Any]:
-        """Return the draws that the plan prescribes. With them a baseline is a point that the sampler learns from."""
-        draws = None if plan.baseline is None else self._space.encode(plan.baseline.recipe, self._items)
+        """Return the draws that the plan prescribes. With them a recipe is a point that the sampler learns from."""
+        draws = None if plan.recipe is None else self._space.encode(plan.recipe, self._items)
         return {"target": target_label(plan.target)} | (draws or {})
 
     def _draw(self, trial: Trial, plan: _Plan) -> dict[str, Any]:
         trial.suggest_categorical("target", [target_label(t) for t in self.config.targets])
-        if plan.baseline is None:
+        if plan.recipe is None:
             recipe = self._space.suggest(trial, self._items)
         else:
-            recipe = plan.baseline.recipe
+            recipe = plan.recipe
             if self._space.encode(recipe, self._items) is not None:
                 self._space.suggest(trial, self._items)
         return recipe.model_copy(update={"target": plan.target}).plain()
@@ -279,14 +301,19 @@ class Controller:
     def _record(self, trial: Trial, plan: _Plan, recipe: Mapping[str, Any] | None) -> _Live:
         """Write a trial into the storage, whole, so that it is either there with its recipe or not there."""
         seed = derive_seed(self.config.seed, "trial", self._recorded)
-        template = copy.deepcopy(self._asker.drawn(trial))
+        template = copy.copy(self._asker.drawn(trial))
         template.user_attrs = {records.TARGET: plan.target.model_dump(), records.SEED: seed}
         if plan.baseline is not None:
             template.user_attrs[records.BASELINE] = plan.baseline.name
+        if plan.warm_start is not None:
+            template.user_attrs[records.WARM] = plan.warm_start
         if recipe is not None:
             template.user_attrs[records.RECIPE] = dict(recipe)
         made = self._storage.create_new_trial(self._study, template_trial=template)
-        record = records.read_trial(self._storage.get_trial(made))
+        number = self._storage.get_trial_number_from_id(made)
+        record = records.read_trial(
+            Row(id=made, number=number, state="RUNNING", attributes=template.user_attrs, seconds=None)
+        )
         self._asker.keep(trial, record.number)
         self._count(record)
         return _live(made, record)
@@ -318,13 +345,17 @@ class Controller:
     # --- budget and end
 
     def _budget_left(self) -> bool:
-        return self._recorded < self.config.budget.trials and not self._time_is_up()
+        budget = self.config.budget
+        patient = budget.patience is None or self._front.unmoved < budget.patience
+        return self._recorded < budget.trials and patient and not self._time_is_up()
 
     def _elapsed(self) -> float:
         return self._elapsed_before + self._clock() - self._began
 
     def _time_is_up(self) -> bool:
-        return self.config.budget.time is not None and self._elapsed() >= self.config.budget.time
+        budget = self.config.budget
+        over = budget.time is not None and self._elapsed() >= budget.time
+        return over or (budget.worker_time is not None and self._worker_seconds >= budget.worker_time)
 
     def _stop_ready_trials(self) -> None:
         """End the trials that wait for a worker when the time is up; a job that runs is waited for."""
@@ -340,22 +371,12 @@ class Controller:
         if not self._test or self._tests_given:
             return
         self._tests_given = True
-        trials = [records.read_trial(t) for t in self._trials() if t.state is TrialState.COMPLETE]
-        fronts = stopper.front_numbers([self._losses(t) for t in trials])
-        chosen = {t.number for t, front in zip(trials, fronts, strict=True) if front == 0 or t.baseline}
-        for target in {t.target_label for t in trials}:
-            here = [t for t in trials if t.target_label == target]
-            chosen.add(max(here, key=lambda t: (t.value("accuracy"), -t.number)).number)
+        trials = [record for record in self._records() if record.state == "done"]
+        chosen = worth_keeping([Finished.of(trial) for trial in trials], self.config.objectives)
         tested = self._study_attributes()
         for trial in trials:
             if trial.number in chosen and f"{records.TEST}{trial.number}" not in tested:
                 self._ready.append(self._test_job(trial))
-
-    def _losses(self, trial: records.TrialRecord) -> tuple[float, ...]:
-        signs = {"maximize": -1.0, "minimize": 1.0}
-        ways = objectives.directions(self.config.objectives)
-        values = objectives.values(self.config.objectives, trial.metrics)
-        return tuple(signs[way] * value for way, value in zip(ways, values, strict=True))
 
     def _test_job(self, trial: records.TrialRecord) -> Job:
         return Job(
@@ -371,7 +392,7 @@ class Controller:
     def _finish(self) -> Done:
         if not self._over:
             self._over = True
-            states = [records.read_trial(t).state for t in self._trials()]
+            states = [record.state for record in self._records()]
             self._listen(
                 events.StudyDone(
                     done=states.count("done"),
@@ -384,16 +405,21 @@ class Controller:
 
     # --- resuming
 
-    def _restore(self) -> None:
+    def _restore(self, past: Sequence[Row]) -> None:
         """Take up what the storage holds: the rung table, and trials that were in the middle."""
-        unfinished = []
-        for trial in self._trials():
-            record = records.read_trial(trial)
+        unfinished, over = [], list[records.TrialRecord]()
+        for row in past:
+            record = records.read_trial(row)
             self._count(record)
             self._restore_points(record)
             self._elapsed_before = max([self._elapsed_before, *(rung.at for rung in record.rungs)])
+            self._worker_seconds += record.cost.get("seconds", 0.0)
             if record.state == "running":
-                unfinished.append((trial._trial_id, record))
+                unfinished.append((row.id, record))
+            else:
+                over.append(record)
+        for record in sorted(over, key=lambda r: r.rungs[-1].at if r.rungs else 0.0):
+            self._front.add(record.metrics if record.state == "done" else None, counts=record.baseline is None)
         self._announce(len(unfinished))
         for trial_id, record in unfinished:
             self._continue(_live(trial_id, record), record)
@@ -445,11 +471,13 @@ class Controller:
         self._recorded += 1
         if record.baseline is not None:
             self._planned.add((record.baseline, record.target_label))
+        if record.warm_start is not None:
+            self._warm_planned.add(record.warm_start)
         if record.recipe is not None:
             self._seen.add(_key(record.recipe))
 
-    def _trials(self) -> list[FrozenTrial]:
-        return list(self._storage.get_all_trials(self._study, deepcopy=False))
+    def _records(self) -> list[records.TrialRecord]:
+        return [records.read_trial(row) for row in rows_of(self._storage, self._study)]
 
     def _study_attributes(self) -> dict[str, Any]:
         return self._storage.get_study_user_attrs(self._study)
@@ -472,6 +500,19 @@ def _live(trial_id: int, record: records.TrialRecord) -> _Live:
     )
 
 
+def _warm_recipes(config: StudyConfig) -> list[Recipe]:
+    """Return the recipes to begin with. Raises BadInput for a run folder, which `launch` reads, or another target."""
+    if isinstance(config.warm_start, str):
+        raise BadInput(f"warm_start: {config.warm_start!r} must be read into recipes first; autoprune.launch does that")
+    recipes = [Recipe.parse(recipe, f"warm_start[{i}]") for i, recipe in enumerate(config.warm_start)]
+    known = [target_label(target) for target in config.targets]
+    for i, recipe in enumerate(recipes):
+        if target_label(recipe.target) not in known:
+            found = target_label(recipe.target)
+            raise BadInput(f"warm_start[{i}] has the target {found}; the study's are {', '.join(known)}")
+    return recipes
+
+
 def _key(recipe: Mapping[str, Any]) -> str:
     return json.dumps(recipe, sort_keys=True)
 
@@ -483,12 +524,12 @@ def _open_study(config: StudyConfig, storage: BaseStorage) -> int:
     return study._study_id
 
 
-def _make_asker(config: StudyConfig, past: Sequence[FrozenTrial]) -> Asker:
+def _make_asker(config: StudyConfig, storage: BaseStorage, past: Sequence[Row]) -> Asker:
     sampler = build_sampler(
         config.sampler.name,
         seed=config.seed,
-        finished=sum(t.state.is_finished() for t in past),
+        finished=sum(row.state not in _UNFINISHED for row in past),
         budget=config.budget.trials,
         startup=config.sampler.startup,
     )
-    return Asker(objectives.directions(config.objectives), sampler, past)
+    return Asker(objectives.directions(config.objectives), sampler, [storage.get_trial(row.id) for row in past])

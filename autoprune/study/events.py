@@ -117,6 +117,17 @@ class Tested(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Polished(Event):
+    """A model of the front was trained longer; `done` of `total` such trainings are over."""
+
+    trial: int
+    repeat: int
+    metrics: Mapping[str, float]
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Warned(Event):
     """Something the user should know."""
 

@@ -12,9 +12,10 @@ from autoprune.errors import AutopruneError, LossNotFinite, OutOfMemory
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One rung of one trial, or the test of a finished one.
+    """One rung of one trial, the test of a finished one, or a long last training of one.
 
-    epochs: what this rung adds. samples: of the validation split, None is all. latency: measure it as well.
+    epochs: what this job adds. samples: of the validation split, None is all. latency: measure it as well.
+    repeat: of a `polish`; 0 goes on with the trial's model, others begin again at the base model with another seed.
     """
 
     trial: int
@@ -24,16 +25,18 @@ class Job:
     epochs: float
     samples: int | None
     latency: bool = False
-    kind: Literal["rung", "test"] = "rung"
+    kind: Literal["rung", "test", "polish"] = "rung"
     attempt: int = 0
+    repeat: int = 0
 
     @property
-    def key(self) -> tuple[int, str, int]:
+    def key(self) -> tuple[int, str, int, int]:
         """What this job is, whichever attempt."""
-        return self.trial, self.kind, self.rung
+        return self.trial, self.kind, self.rung, self.repeat
 
     def __str__(self) -> str:
-        return f"trial {self.trial}, " + ("test" if self.kind == "test" else f"rung {self.rung}")
+        what = {"rung": f"rung {self.rung}", "test": "test", "polish": f"polish {self.repeat}"}
+        return f"trial {self.trial}, {what[self.kind]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,19 @@ class JobFailure:
     kind: str
     message: str
     lost: bool = False
+
+
+class Director(Protocol):
+    """Decides what runs next and hears what came of it; executors call it from one thread."""
+
+    def next_job(self) -> object:
+        """Return the next job for a free worker; anything but a Job means none now."""
+
+    def started(self, job: Job) -> None:
+        """Note that a worker has begun a job."""
+
+    def tell(self, job: Job, outcome: JobResult | JobFailure) -> None:
+        """Record what came of a job."""
 
 
 class Worker(Protocol):

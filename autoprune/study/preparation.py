@@ -134,7 +134,7 @@ def _base(config: StudyConfig, data: Data, task: Task) -> Base:
 def _check(config: StudyConfig, base: Base, space: Space) -> tuple[str, ...]:
     rooms_used = {room for room, _ in space.methods()}
     shortens = "depth" in rooms_used and bool(base.structure.blocks)
-    if not base.structure.groups and "lowrank" not in rooms_used and not shortens:
+    if not base.structure.groups and not rooms_used & {"lowrank", "sparsity"} and not shortens:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in base.structure.frozen[:5])
         raise BadInput(f"nothing of model {config.model.name!r} can be cut: {reasons or 'it has no groups'}")
     space.check(base.structure)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,16 +20,20 @@ from autoprune.search.objectives import METRIC_OF
 from autoprune.study.config import StudyConfig, expand, target_label
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage, RDBStorage
-    from optuna.trial import FrozenTrial
+    from optuna.storages import BaseStorage
+
+    from autoprune.study.storage import Row, Storage
 
 State = Literal["waiting", "running", "done", "stopped", "failed"]
 
 RECIPE, TARGET, BASELINE, SEED = "recipe", "target", "baseline", "seed"
+# the place in the study's warm_start that a trial's recipe is from
+WARM = "warm_start"
 ERROR, STOPPED_BY = "error", "stopped_by"
 RUNG = "rung_"
 # of the study, because Optuna lets nobody add to a finished trial: test_<number> holds the test metrics of a trial
-TEST, BASE, RUN = "test_", "base", "run"
+# and polish_<number>_<repeat> what its long last training gave
+TEST, BASE, RUN, POLISH = "test_", "base", "run", "polish_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,20 @@ class RungRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PolishRecord:
+    """What a long last training of a trial gave. repeat: 0 went on with its model, others began again, other seeds.
+
+    metrics: of the whole validation split; test: of the test split, empty without one.
+    """
+
+    repeat: int
+    epochs: float
+    metrics: Mapping[str, float]
+    test: Mapping[str, float]
+    cost: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """One trial as it is recorded. `recipe` is plain data; None where drawing it failed."""
 
@@ -55,12 +74,13 @@ class TrialRecord:
     recipe: Mapping[str, Any] | None
     seed: int | None
     rungs: tuple[RungRecord, ...]
-    params: Mapping[str, Any]
     test: Mapping[str, float] | None = None
     error: str | None = None
     error_kind: str | None = None
     stopped_by: str | None = None
     seconds: float | None = None
+    polished: tuple[PolishRecord, ...] = ()
+    warm_start: int | None = None
 
     @property
     def target_label(self) -> str:
@@ -110,7 +130,7 @@ def storage_url(config: StudyConfig, folder: Path) -> str:
 
 
 @contextmanager
-def opened(config: StudyConfig, folder: Path) -> Iterator[RDBStorage]:
+def opened(config: StudyConfig, folder: Path) -> Iterator[Storage]:
     """Open the study's storage, and close it in the end. Raises BadInput or MissingDependency."""
     storage = _open(storage_url(config, folder))
     try:
@@ -120,14 +140,16 @@ def opened(config: StudyConfig, folder: Path) -> Iterator[RDBStorage]:
         storage.engine.dispose()
 
 
-def _open(url: str) -> RDBStorage:
+def _open(url: str) -> Storage:
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
+
+    from autoprune.study.storage import Storage
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     waits = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=waits)
+        return Storage(url, engine_kwargs=waits)
     except ImportError as error:
         raise MissingDependency(
             f"the storage {_hidden(url)} needs a database driver: {error}. "
@@ -168,12 +190,16 @@ def check_owner(storage: BaseStorage, config: StudyConfig, identity: str) -> Non
 
 def record_of(storage: BaseStorage, config: StudyConfig, folder: Path) -> StudyRecord:
     """Return a study's record from an open storage. Raises UnknownName when it does not hold the study."""
+    from autoprune.study.storage import rows_of
+
     try:
         study = storage.get_study_id_from_name(config.name)
     except KeyError:
         raise UnknownName(f"the storage holds no study named {config.name!r}") from None
     attributes = storage.get_study_user_attrs(study)
-    trials = tuple(read_trial(t, attributes) for t in storage.get_all_trials(study, deepcopy=False))
+    trials = tuple(read_trial(row, attributes) for row in rows_of(storage, study))
+    if any(name.startswith(POLISH) for name in attributes):
+        trials = tuple(replace(trial, polished=_polished(trial.number, attributes)) for trial in trials)
     return StudyRecord(
         config=config,
         folder=folder,
@@ -183,25 +209,35 @@ def record_of(storage: BaseStorage, config: StudyConfig, folder: Path) -> StudyR
     )
 
 
-def read_trial(trial: FrozenTrial, study_attributes: Mapping[str, Any] = MappingProxyType({})) -> TrialRecord:
-    """Return what Optuna's storage holds of a trial; its test result is among the study's attributes."""
-    attributes = trial.user_attrs
-    spent = trial.datetime_complete - trial.datetime_start if trial.datetime_complete and trial.datetime_start else None
+def read_trial(row: Row, study_attributes: Mapping[str, Any] = MappingProxyType({})) -> TrialRecord:
+    """Return what the storage holds of a trial; its test result is among the study's attributes."""
+    attributes = row.attributes
     return TrialRecord(
-        number=trial.number,
-        state=_STATES[trial.state.name],
-        target=Target.model_validate(attributes.get(TARGET, {})),
+        number=row.number,
+        state=_STATES[row.state],
+        target=_target(**attributes.get(TARGET, {})),
         baseline=attributes.get(BASELINE),
         recipe=attributes.get(RECIPE),
         seed=attributes.get(SEED),
         rungs=tuple(_rungs(attributes)),
-        params=trial.params,
-        test=study_attributes.get(f"{TEST}{trial.number}"),
+        test=study_attributes.get(f"{TEST}{row.number}"),
         error=attributes.get(ERROR, {}).get("message"),
         error_kind=attributes.get(ERROR, {}).get("kind"),
         stopped_by=attributes.get(STOPPED_BY),
-        seconds=None if spent is None else spent.total_seconds(),
+        warm_start=attributes.get(WARM),
+        seconds=row.seconds,
     )
+
+
+def _polished(number: int, attributes: Mapping[str, Any]) -> tuple[PolishRecord, ...]:
+    names = [name for name in attributes if name.startswith(f"{POLISH}{number}_")]
+    found = [PolishRecord(**attributes[name]) for name in names]
+    return tuple(sorted(found, key=lambda one: one.repeat))
+
+
+@lru_cache
+def _target(**fractions: float | None) -> Target:
+    return Target(**fractions)
 
 
 def _rungs(attributes: Mapping[str, Any]) -> Iterator[RungRecord]:

@@ -1,7 +1,7 @@
 """The run folder: everything a study leaves on disk, and who may write to it.
 
-study.yaml (frozen), study.db, structure.json, base/, evidence/, trials/<number>/, workers/, front/, report.html,
-log.jsonl
+study.yaml (frozen), study.db, structure.json, base/, evidence/, trials/<number>/, polished/<number>-<repeat>/,
+workers/, front/, report.html, log.jsonl
 """
 
 from __future__ import annotations
@@ -72,6 +72,10 @@ class RunFolder:
     def trial(self, number: int) -> Path:
         """The folder of a trial: its artefact and metrics.jsonl."""
         return self.path / "trials" / str(number)
+
+    def polished(self, number: int, repeat: int) -> Path:
+        """The folder of a trial's polished model."""
+        return self.path / "polished" / f"{number}-{repeat}"
 
     def identity(self) -> str:
         """Return what tells this run folder from others in a shared storage; it stays when the folder moves."""
@@ -162,6 +166,9 @@ def self_contained(config: StudyConfig) -> StudyConfig:
     if config.data.root is not None:
         root = expand_path(config.data.root, "data.root").absolute()
         changes["data"] = config.data.model_copy(update={"root": str(root)})
+    if config.executor.table is not None:
+        table = expand_path(config.executor.table, "executor.table").absolute()
+        changes["executor"] = config.executor.model_copy(update={"table": str(table)})
     return config.model_copy(update=changes)
 
 

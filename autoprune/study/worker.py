@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.torch import load_model
+from torch import nn
 
 from autoprune import artefact
 from autoprune.artefact import DataRecord, Manifest
@@ -20,10 +21,13 @@ from autoprune.graph import Structure
 from autoprune.models import build_model
 from autoprune.recipe import Recipe
 from autoprune.seeds import derive_seed
+from autoprune.study.config import RungSpec
 from autoprune.study.jobs import Job, JobResult
 from autoprune.study.run_folder import RunFolder
 from autoprune.tasks import build_task, evaluate
-from autoprune.trial import Bench, Cost, measure, metrics_of, prepare, train_compressed
+from autoprune.trial import Bench, Cost, Outcome, measure, metrics_of, prepare, train_compressed
+
+AfterRung = Callable[[int, float, Mapping[str, int]], None]
 
 
 def make_worker(folder: Path) -> Worker:
@@ -45,6 +49,8 @@ class Worker:
 
     def run(self, job: Job) -> JobResult:
         """Run one job. Raises AutopruneError and whatever torch raises."""
+        if job.kind == "polish":
+            return self._polish(job)
         return self._test(job) if job.kind == "test" else self._rung(job)
 
     def _rung(self, job: Job) -> JobResult:
@@ -60,7 +66,7 @@ class Worker:
         measured = measure(compressed.model, self._bench, job.samples)
         metrics = metrics_of(measured) | self._latency(job, compressed)
         total = asdict(cost + measured.cost)
-        self._save(job, compressed, metrics, notes)
+        self._save(job, compressed, metrics, notes, self._run.trial(job.trial))
         result = JobResult(metrics=metrics, cost=total, amounts=amounts, notes=notes)
         append_line(self._run.trial(job.trial) / "metrics.jsonl", {"rung": job.rung} | result.plain())
         return result
@@ -68,8 +74,7 @@ class Worker:
     def _trained(self, job: Job, recipe: Recipe) -> tuple[Compressed, Cost]:
         """Continue from the rung before. An artefact of this very rung is one whose result never arrived: keep it."""
         folder = self._run.trial(job.trial)
-        found = artefact.load_compressed(folder, self._bench.base.model)
-        self._bench.laid_out(found.model.to(self._bench.device))
+        found = self._loaded(job)
         rung = artefact.read_manifest(folder).rung
         if rung == job.rung:
             return found, Cost()
@@ -78,16 +83,40 @@ class Worker:
         seed = derive_seed(job.seed, "rung", job.rung)
         return train_compressed(found, recipe, self._bench, seed, job.epochs)
 
+    def _polish(self, job: Job) -> JobResult:
+        """Train a finished model, or a repeat of it, for long, and measure it on all that there is."""
+        recipe = Recipe.parse(job.recipe, f"recipe of trial {job.trial}")
+        if job.repeat:
+            seed = derive_seed(job.seed, "repeat", job.repeat)
+            again = run_rungs(recipe, self._bench, self._config.rungs, seed)
+            compressed, cost = again.compressed, again.cost
+        else:
+            compressed, cost = self._loaded(job), Cost()
+        seed = derive_seed(job.seed, "polish", job.repeat)
+        compressed, spent = train_compressed(compressed, recipe, self._bench, seed, job.epochs)
+        model, cost = compressed.model, cost + spent
+        measured = measure(model, self._bench)
+        metrics, folder = metrics_of(measured), self._run.polished(job.trial, job.repeat)
+        self._save(job, compressed, metrics, (), folder)
+        tested = self._tested(model) if self._bench.data.test is not None else {}
+        total = asdict(cost + measured.cost)
+        return JobResult(metrics=metrics | {f"test_{name}": value for name, value in tested.items()}, cost=total)
+
+    def _loaded(self, job: Job) -> Compressed:
+        found = artefact.load_compressed(self._run.trial(job.trial), self._bench.base.model)
+        self._bench.laid_out(found.model.to(self._bench.device))
+        return found
+
     def _test(self, job: Job) -> JobResult:
+        found = self._tested(self._loaded(job).model)
+        return JobResult(metrics=found, cost={"forward_samples": found["count"]})
+
+    def _tested(self, model: nn.Module) -> dict[str, float]:
         bench = self._bench
         if bench.data.test is None:
             raise BadData(f"data {bench.data.name!r} has no test split")
-        model = artefact.load(self._run.trial(job.trial), bench.base.model).to(bench.device)
         found = evaluate(model, bench.data.test, bench.task, bench.settings.eval_batch_size, device=bench.device)
-        return JobResult(
-            metrics={"accuracy": found.accuracy, "loss": found.loss, "count": float(found.count)},
-            cost={"forward_samples": float(found.count)},
-        )
+        return {"accuracy": found.accuracy, "loss": found.loss, "count": float(found.count)}
 
     def _latency(self, job: Job, compressed: Compressed) -> dict[str, float]:
         if not job.latency:
@@ -95,7 +124,9 @@ class Worker:
         inputs, _ = next(self._bench.data.train.batches(1, limit=1, device=self._bench.device))
         return {"latency_ms": latency_ms(compressed.model, inputs)}
 
-    def _save(self, job: Job, compressed: Compressed, metrics: Mapping[str, float], notes: tuple[str, ...]) -> None:
+    def _save(
+        self, job: Job, compressed: Compressed, metrics: Mapping[str, float], notes: tuple[str, ...], folder: Path
+    ) -> None:
         config, data = self._config, self._bench.data
         base = {f"base_{name}": value for name, value in self._base_metrics.items()}
         manifest = Manifest(
@@ -112,7 +143,37 @@ class Worker:
             rung=job.rung,
             notes=notes,
         )
-        artefact.save(self._run.trial(job.trial), compressed, manifest)
+        artefact.save(folder, compressed, manifest)
+
+
+def run_rungs(recipe: Recipe, bench: Bench, rungs: RungSpec, seed: int, after: AfterRung | None = None) -> Outcome:
+    """Run a recipe from the base model through all rungs, as a trial of a study that is never stopped.
+
+    after: told every rung's number, validation accuracy and, at rung 0, the kept units of each group.
+    Raises as `run_trial` does.
+    """
+    prepared = prepare(recipe, bench, seed)
+    compressed, cost = prepared.compressed, prepared.cost
+    first = last = measure(compressed.model, bench, rungs.samples(0))
+    cost += first.cost
+    if after is not None:
+        after(0, first.accuracy, prepared.amounts.counts)
+    for rung in range(1, rungs.top + 1):
+        own = derive_seed(seed, "rung", rung)
+        compressed, spent = train_compressed(compressed, recipe, bench, own, rungs.trained(rung))
+        last = measure(compressed.model, bench, rungs.samples(rung))
+        cost += spent + last.cost
+        if after is not None:
+            after(rung, last.accuracy, {})
+    return Outcome(
+        recipe=recipe,
+        compressed=compressed,
+        amounts=prepared.amounts,
+        validation=last,
+        before_training=first,
+        notes=prepared.notes,
+        cost=cost,
+    )
 
 
 def load_bench(run: RunFolder) -> Bench:

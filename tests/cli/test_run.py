@@ -49,6 +49,8 @@ def test_status(finished: Path, run: Run) -> None:
     assert sum(plain["trials"].values()) == 4
     assert plain["best"]["flops=0.5"]["flops_fraction"] <= 0.5
     assert plain["rungs"][0]["reached"] == 4
+    assert plain["disk_bytes"] == sum(path.stat().st_size for path in finished.rglob("*") if path.is_file())
+    assert f"{finished} takes " in said.stdout
 
 
 def test_front(finished: Path, run: Run) -> None:
@@ -227,3 +229,28 @@ def test_scratch_trains_the_front_once_and_the_front_shows_it(run: Run, finished
     assert (finished / "scratch.jsonl").read_text().splitlines() == lines
     assert "From scratch" in run("front", finished).stdout
     assert run("scratch", finished, "--arm", "x").exit_code == 2
+
+
+def test_compress_to_a_sparsity(run: Run, tmp_path: Path) -> None:
+    quick = ("--set", "train_base.epochs=0.2", "--epochs", 0.1, "--out", tmp_path / "sparse")
+    said = run("compress", "digits", "--preset", "snip", "--sparsity", 0.8, *quick)
+    assert said.exit_code == 0, said.output
+    assert "weights that are zero" in said.stdout
+    assert "80.00 %" in said.stdout
+    plain = json.loads(run("evaluate", tmp_path / "sparse", "--json").stdout)
+    assert plain["sparsity"] == pytest.approx(0.8, abs=1e-4)
+    assert plain["sparse_flops"] < 0.6 * plain["flops"]
+    exported = run("export", tmp_path / "sparse", "--format", "onnx", "--json")
+    assert exported.exit_code == 0, exported.output
+
+
+def test_a_sparsity_for_a_recipe_without_one_is_bad_input(run: Run, tmp_path: Path) -> None:
+    said = run("compress", "digits", "--preset", "l1_filters", "--sparsity", 0.9, "--out", tmp_path / "x")
+    assert said.exit_code == 2
+    assert "the recipe l1_filters zeroes no single weights" in " ".join(said.stderr.split())
+
+
+def test_dense_flops_as_the_target_of_a_sparse_recipe_are_bad_input(run: Run, tmp_path: Path) -> None:
+    said = run("compress", "digits", "--preset", "snip", "--target-flops", 0.5, "--out", tmp_path / "x")
+    assert said.exit_code == 2
+    assert "its target must be flops_fraction 1" in " ".join(said.stderr.split())

@@ -33,14 +33,14 @@ def rung(number: int, accuracy: float, flops: float, promoted: bool = True, **mo
 def trial(number: int, accuracies: tuple[float, ...], flops: float, state: str = "done", **more: Any) -> TrialRecord:
     target = Target(flops_fraction=more.pop("target", 0.5))
     last = len(accuracies) - 1
+    metrics = more.pop("metrics", {})
     fields: dict[str, Any] = {
         "baseline": None,
         "recipe": Recipe(target=target).plain(),
         "seed": number,
-        "params": {},
         "seconds": 4.0,
     } | more
-    rungs = tuple(rung(i, a, flops, promoted=i < last) for i, a in enumerate(accuracies))
+    rungs = tuple(rung(i, a, flops, promoted=i < last, **metrics) for i, a in enumerate(accuracies))
     return TrialRecord(number=number, state=state, target=target, rungs=rungs, **fields)  # type: ignore[arg-type]
 
 

@@ -8,8 +8,8 @@ import math
 import pytest
 
 from autoprune.errors import BadInput, UnknownName
-from autoprune.report import front
-from autoprune.report.front import Front, Selector
+from autoprune.report import figures, front
+from autoprune.report.front import Front, Selector, axis_of, plain_trial
 from autoprune.study.records import StudyRecord, TrialRecord
 
 from .conftest import trial
@@ -171,3 +171,25 @@ def test_noise_is_the_binomial_error_of_the_least_certain_trial() -> None:
 def test_noise_without_counts_says_nothing(trials: tuple[TrialRecord, ...]) -> None:
     plain = [dataclasses.replace(t, rungs=(), test=None) for t in trials]
     assert front.noise(plain) == ""
+
+
+def sparse_study(record: StudyRecord) -> StudyRecord:
+    """Three finished trials at equal dense FLOPs, the more accurate the more sparse FLOPs."""
+    made = tuple(
+        trial(i, (a,), 1.0, target=1.0, metrics={"sparsity": 1 - f, "sparse_flops": f, "sparse_flops_fraction": f})
+        for i, (a, f) in enumerate(((0.95, 0.5), (0.94, 0.2), (0.80, 0.1)))
+    )
+    config = record.config.model_copy(update={"objectives": ("accuracy", "sparse_flops")})
+    return dataclasses.replace(record, trials=made, config=config)
+
+
+def test_with_sparse_flops_as_the_objective_they_are_the_cost(record: StudyRecord) -> None:
+    found = Front.of(sparse_study(record))
+    assert len(found.trials) == 3
+    assert found.choose(Selector(knee=True)).number == 1
+    assert found.choose(Selector(min_accuracy=0.9)).number == 1
+    drawn = figures.front_figure(found)
+    assert drawn["layout"]["xaxis"]["title"]["text"].startswith("sparse FLOPs")
+    assert sorted(drawn["data"][0]["x"]) == [10.0, 20.0, 50.0]
+    assert axis_of(("accuracy", "flops", "sparse_flops")) == "flops_fraction"
+    assert plain_trial(found.trials[0])["sparse_flops_fraction"] == 0.5

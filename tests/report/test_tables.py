@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import pytest
@@ -10,6 +11,8 @@ from rich.console import Console
 from autoprune.report import tables
 from autoprune.report.front import Front
 from autoprune.study.records import StudyRecord
+
+from .conftest import trial
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,7 @@ def test_front_table(record: StudyRecord) -> None:
     text = printed(tables.print_front, Front.of(record))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "base model 1.53M 100 % 77.8k 100 % 98.00 % 97.00 %" in lines
-    assert "* trial 2 748k 49.0 % 38.1k 49.0 % 95.00 % +5.00 94.00 % 60.0 > 90.0 > 95.0" in lines
+    assert "~ trial 2 748k 49.0 % 38.1k 49.0 % 95.00 % +5.00 94.00 % 60.0 > 90.0 > 95.0" in lines
     assert "uniform_l1 (1) 382k 25.0 % 19.4k 25.0 % 80.00 % - 79.00 % 30.0 > 60.0 > 80.0" in lines
     assert "* trial 4 367k 24.0 % 18.7k 24.0 % 88.00 % +8.00 86.00 % 50.0 > 80.0 > 88.0" in lines
     assert "\x1b[" not in text
@@ -59,3 +62,14 @@ def test_counts_leave_duplicates_out(record: StudyRecord) -> None:
 def test_failures(record: StudyRecord) -> None:
     assert "the training loss became nan" in printed(tables.print_failures, record.trials)
     assert printed(tables.print_failures, record.trials[:2]) == ""
+
+
+def test_sparsity_has_columns_only_where_there_is_any(record: StudyRecord) -> None:
+    assert "sparse" not in printed(tables.print_front, Front.of(record))
+    sparse = {"sparsity": 0.9, "sparse_flops": 152_742.0, "sparse_flops_fraction": 0.1}
+    trials = (*record.trials, trial(9, (0.5, 0.8, 0.97), 0.5, **{"metrics": sparse}))
+    text = printed(tables.print_front, Front.of(dataclasses.replace(record, trials=trials)))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "* trial 9 764k 50.0 % 153k 10.0 % 90.0 % 38.9k 50.0 % 97.00 % +7.00 - 50.0 > 80.0 > 97.0" in lines
+    assert any(line.startswith("base model 1.53M 100 % - 100.0 % 0.0 % 77.8k") for line in lines)
+    assert "sparse FLOPs are those left were products with zero weights skipped" in " ".join(text.split())

@@ -28,7 +28,7 @@ def test_exactly_the_samples_asked_for_are_trained_on(digits_bench: Bench) -> No
 def test_scores_are_smoothed_over_the_units_that_are_left() -> None:
     import torch
 
-    from autoprune.trial import smoothed
+    from autoprune.trial.choosing import smoothed
 
     now = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5.0])}
     before = {"a": torch.tensor([11.0, 0.0])}

@@ -5,13 +5,14 @@ import pytest
 from autoprune.search.stopper import Point, count_better, dominates, front_numbers, goes_up, similar
 
 
-def point(accuracy, trial=0, target=0.5, baseline=False, **costs):
+def point(accuracy, trial=0, target=0.5, baseline=False, count=0, **costs):
     return Point(
         trial=trial,
         accuracy=accuracy,
         costs={"flops": target, **costs},
         pinned={"flops": target},
         baseline=baseline,
+        count=count,
     )
 
 
@@ -105,3 +106,37 @@ def test_free_costs_do():
 def test_costs_within_five_per_cent_are_the_same():
     assert count_better(point(0.7, params=0.399), [point(0.9, params=0.4)]) == 1
     assert front_numbers([(-0.9, 1.0), (-0.7, 1.0)]) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("mine", "count", "noise", "expected"),
+    [
+        # 0.90 leads 0.88 by 0.02; the standard error of 0.89 on 100 samples is 0.0313, on 400 it is 0.0156
+        (0.88, 100, 1.0, 0),
+        (0.88, 400, 1.0, 1),
+        (0.88, 400, 1.5, 0),
+        # no tolerance, or no count
+        (0.88, 100, 0.0, 1),
+        (0.88, 0, 1.0, 1),
+    ],
+)
+def test_a_lead_within_the_noise_is_none(mine, count, noise, expected):
+    assert count_better(point(mine, count=count), [point(0.90, count=count)], noise) == expected
+
+
+def test_the_smaller_of_two_sample_counts_says_how_noisy_it_is():
+    assert count_better(point(0.88, count=10_000), [point(0.90, count=100)]) == 0
+
+
+def test_a_rival_that_is_cheaper_too_ranks_before_in_spite_of_noise():
+    mine = point(0.88, count=100, params=0.6)
+    assert count_better(mine, [point(0.90, count=100, params=0.6)]) == 0
+    assert count_better(mine, [point(0.90, count=100, params=0.3)]) == 1
+
+
+def test_noise_promotes_what_luck_may_have_put_last():
+    others = [point(a, count=359) for a in (0.970, 0.972, 0.975)]
+    # four results, two places; the standard error at 0.97 on 359 samples is 0.009
+    assert not goes_up(point(0.968, count=359), others, 3, noise=0.0)
+    assert goes_up(point(0.968, count=359), others, 3)
+    assert not goes_up(point(0.94, count=359), others, 3)

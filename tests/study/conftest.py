@@ -93,8 +93,7 @@ def results() -> Callable[[StudyRecord], list[Any]]:
 
     def of(record: StudyRecord) -> list[Any]:
         return [
-            (t.number, t.state, t.baseline, t.target_label, t.recipe, t.seed, t.params, rungs(t), t.error)
-            for t in record.trials
+            (t.number, t.state, t.baseline, t.target_label, t.recipe, t.seed, rungs(t), t.error) for t in record.trials
         ]
 
     return of

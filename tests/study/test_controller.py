@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from autoprune.errors import BadInput
 from autoprune.seeds import derive_seed
 from autoprune.study import events
 from autoprune.study.controller import Done, Wait
@@ -76,10 +77,11 @@ def test_optuna_is_told_once_with_values_only_at_the_top(runner, make_config):
 
 
 def test_baselines_are_points_that_the_sampler_learns_from(runner, make_config):
-    record = runner.run(make_config())
-    assert record.trials[0].params["allocation"] == "uniform"
-    assert record.trials[0].params["target"] == "flops=0.5"
-    assert record.trials[2].params["criterion"] == "taylor_2019"
+    runner.run(make_config())
+    drawn = [trial.params for trial in runner.storage.get_all_trials(0)]
+    assert drawn[0]["allocation"] == "uniform"
+    assert drawn[0]["target"] == "flops=0.5"
+    assert drawn[2]["criterion"] == "taylor_2019"
 
 
 def test_failing_trials_do_not_stop_the_study(runner, make_config):
@@ -264,3 +266,63 @@ def test_resuming_after_a_death_at_any_write(runner, make_config, writes):
     assert len(trials) == 5
     assert [t.baseline for t in trials[:2]] == ["uniform_l1", "global_taylor"]
     assert all(t.state.is_finished() for t in runner.storage.get_all_trials(0))
+
+
+def warm(lr, target):
+    return {"criterion": "l1_norm", "allocation": "global", "target": {"flops_fraction": target},
+            "recovery": ["bn_reestimation", {"name": "finetune", "lr": lr}]}  # fmt: skip
+
+
+def test_a_warm_start_runs_after_the_baselines_and_once(runner, make_config):
+    recipes = [warm(0.03, 0.5), warm(0.031, 0.25)]
+    config = make_config(warm_start=recipes, budget__trials=9)
+    with pytest.raises(Stops):
+        runner.run(config, executor=StopsAfter(14, told=True))
+    record = runner.run(config)
+    assert [t.warm_start for t in record.trials] == [None] * 4 + [0, 1] + [None] * 3
+    assert [t.recipe["recovery"][1]["lr"] for t in record.trials[4:6]] == [0.03, 0.031]
+    assert [t.target_label for t in record.trials[4:6]] == ["flops=0.5", "flops=0.25"]
+    assert record.trials[4].baseline is None
+    # the shipped space holds these recipes, so that the sampler learns from them
+    drawn = runner.storage.get_all_trials(0)[4].params
+    assert (drawn["allocation"], drawn["target"]) == ("global", "flops=0.5")
+
+
+def test_a_warm_start_that_is_a_baseline_is_not_run_again(runner, make_config):
+    known = runner.run(make_config(budget__trials=4)).trials[0].recipe
+    other = type(runner)(runner.folder)
+    record = other.run(make_config(warm_start=[known], budget__trials=6))
+    assert [t.warm_start for t in record.trials] == [None] * 6
+
+
+def test_a_warm_start_for_another_target_is_refused(runner, make_config):
+    with pytest.raises(BadInput, match=r"warm_start\[0\] has the target flops=0.4; the study's are"):
+        runner.controller(make_config(warm_start=[warm(0.03, 0.4)]))
+
+
+def test_patience_stops_when_the_front_does_not_move(runner, make_config):
+    class Flat:
+        """Every trial of a target measures the same, but trial 6."""
+
+        def run(self, job):
+            accuracy = 0.9 if job.trial == 6 else 0.5
+            fraction = job.recipe["target"]["flops_fraction"]
+            return JobResult(metrics={"accuracy": accuracy, "flops_fraction": fraction})
+
+    record = runner.run(make_config(budget__patience=3, budget__trials=40), Flat)
+    # four baselines, 4 and 5 move nothing, 6 does, then three do not
+    assert len(record.trials) == 10
+    assert len(runner.run(make_config(budget__patience=3, budget__trials=40), Flat).trials) == 10, "nor when resumed"
+    assert len(runner.run(make_config(budget__patience=5, budget__trials=40), Flat).trials) == 12
+
+
+def test_the_time_of_all_workers_can_be_the_budget(runner, make_config):
+    class Slow:
+        def run(self, job):
+            return JobResult(metrics=fake_metrics(job), cost={"seconds": 10.0})
+
+    # three rungs of 10 s each for every baseline: the third ends at 90 s
+    record = runner.run(make_config(budget__worker_time="65s"), Slow)
+    assert [t.state for t in record.trials] == ["done", "done", "stopped"]
+    assert record.trials[2].stopped_by == "time"
+    assert len(runner.run(make_config(budget__worker_time="65s"), Slow).trials) == 3

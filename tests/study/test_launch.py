@@ -8,6 +8,8 @@ import torch
 from autoprune import artefact
 from autoprune.errors import BadInput, UnreachableTarget
 from autoprune.files import read_json, read_lines
+from autoprune.report.front import Front
+from autoprune.report.pick import Pick
 from autoprune.study import events
 from autoprune.study.config import load
 from autoprune.study.launch import launch
@@ -68,6 +70,35 @@ def test_the_folder_of_a_trial_is_an_artefact(finished):
     model = artefact.load(folder)
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert [line["rung"] for line in read_lines(folder / "metrics.jsonl")] == [0, 1]
+
+
+def test_weights_of_stopped_trials_are_not_kept(finished):
+    record, _ = finished
+    for trial in record.trials:
+        there = (RunFolder(record.folder).trial(trial.number) / artefact.WEIGHTS).exists()
+        assert there or trial.state == "stopped" or trial not in Front.of(record).trials
+        assert not (there and trial.state == "stopped")
+
+
+def test_weights_that_a_dead_driver_left_are_removed(finished):
+    record, _ = finished
+    places = [RunFolder(record.folder).trial(t.number) / artefact.WEIGHTS for t in record.trials]
+    places = [place for place in places if not place.exists()]
+    assert places, "two of four trials search, and not all of them end on the front"
+    for place in places:
+        place.write_bytes(b"left")
+    launch(STUDY, run_dir=record.folder)
+    assert not any(place.exists() for place in places)
+
+
+def test_a_model_that_was_not_kept_cannot_be_picked(finished, tmp_path):
+    record, _ = finished
+    folder = tmp_path / "trials" / "0"
+    folder.mkdir(parents=True)
+    kept = RunFolder(record.folder).trial(record.done()[0].number)
+    (folder / artefact.MANIFEST).write_bytes((kept / artefact.MANIFEST).read_bytes())
+    with pytest.raises(BadInput, match="weights of trial 0 were not kept"):
+        Pick(trial=record.trials[0], source=tmp_path).save(tmp_path / "model")
 
 
 def test_events_are_told_and_logged(finished):

@@ -18,6 +18,10 @@ def build_executor(spec: ExecutorSpec) -> Executor:
         from autoprune.study.executors.local import Local
 
         return Local(workers=spec.worker_count(), threads=spec.threads)
+    if spec.name == "replay":
+        from autoprune.study.executors.replay import Replay
+
+        return Replay(workers=spec.worker_count())
     from autoprune.study.executors.ray import OnRay
 
     return OnRay(

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from autoprune.study.executors._base import Executor
-from autoprune.study.jobs import Job, WorkerFactory, run_job
-
-if TYPE_CHECKING:
-    from autoprune.study.controller import Controller
+from autoprune.study.jobs import Director, Job, WorkerFactory, run_job
 
 
 class Inline(Executor):
     """No other process: for tests, debugging, and machines where processes are not wanted."""
 
-    def run(self, controller: Controller, factory: WorkerFactory, folder: Path) -> None:
+    def run(self, controller: Director, factory: WorkerFactory, folder: Path) -> None:
         """See Executor."""
         worker = factory()
         while isinstance(job := controller.next_job(), Job):

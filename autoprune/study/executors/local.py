@@ -17,14 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from autoprune.errors import Failure
 from autoprune.study.executors._base import Executor
-from autoprune.study.jobs import Job, JobFailure, WorkerFactory
-
-if TYPE_CHECKING:
-    from autoprune.study.controller import Controller
+from autoprune.study.jobs import Director, Job, JobFailure, WorkerFactory
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _FRUITLESS_STARTS = 3
@@ -48,7 +44,7 @@ class Local(Executor):
     def __init__(self, *, workers: int, threads: int) -> None:
         self._count, self._threads = workers, threads
 
-    def run(self, controller: Controller, factory: WorkerFactory, folder: Path) -> None:
+    def run(self, controller: Director, factory: WorkerFactory, folder: Path) -> None:
         """See Executor."""
         pool = _Pool(factory, self._threads, folder / "workers")
         try:
@@ -60,7 +56,7 @@ class Local(Executor):
             pool.end()
 
 
-def _give_out(controller: Controller, processes: Sequence[_Process]) -> bool:
+def _give_out(controller: Director, processes: Sequence[_Process]) -> bool:
     """Give every free worker a job; tell whether the study goes on."""
     # without a worker that is ready a job is not asked for: what is asked last knows most
     for process in processes:
@@ -94,7 +90,7 @@ class _Pool:
         for _ in range(count):
             self.processes.append(self._start_one())
 
-    def hear(self, controller: Controller, process: _Process) -> None:
+    def hear(self, controller: Director, process: _Process) -> None:
         """Take one message of a worker, or its death. Raises Failure when workers do not come up."""
         try:
             kind, content = process.line.recv()
@@ -135,7 +131,7 @@ class _Pool:
         _send(started, (self._factory, self._threads))
         return started
 
-    def _bury(self, controller: Controller, process: _Process) -> None:
+    def _bury(self, controller: Director, process: _Process) -> None:
         process.line.close()
         # it may have closed the line without dying
         process.process.kill()

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray import tune
@@ -25,10 +25,7 @@ from ray.tune.search import Searcher
 from autoprune.errors import BadInput, Failure
 from autoprune.study.executors._base import Executor
 from autoprune.study.executors._serve import limit_threads
-from autoprune.study.jobs import Job, JobFailure, JobResult, WorkerFactory, run_job
-
-if TYPE_CHECKING:
-    from autoprune.study.controller import Controller
+from autoprune.study.jobs import Director, Job, JobFailure, JobResult, WorkerFactory, run_job
 
 _TUNE_FOLDER = "ray"
 _ENVIRONMENT = {
@@ -61,7 +58,7 @@ class OnRay(Executor):
         self._workers, self._threads, self._address = workers, threads, address
         self._resources = {"cpu": cpus_per_trial, "gpu": gpus_per_trial}
 
-    def run(self, controller: Controller, factory: WorkerFactory, folder: Path) -> None:
+    def run(self, controller: Director, factory: WorkerFactory, folder: Path) -> None:
         """See Executor."""
         with _environment(), _quiet(), self._connected():
             searcher = _Search(controller, self._fitting_workers())
@@ -164,7 +161,7 @@ class RungJob(tune.Trainable):
 class _Search(Searcher):
     """Hands Tune the controller's jobs, and the controller Tune's results. Runs in the driver."""
 
-    def __init__(self, controller: Controller, workers: int) -> None:
+    def __init__(self, controller: Director, workers: int) -> None:
         super().__init__()
         self._controller, self._workers = controller, workers
         self._jobs: dict[str, Job] = {}

@@ -1,0 +1,20 @@
+"""Trials: one recipe, from the base model to a measured compressed one."""
+
+from autoprune.trial.bench import Bench, Cost
+from autoprune.trial.measuring import Measurement, measure, metrics_of
+from autoprune.trial.recovering import train_compressed, train_on
+from autoprune.trial.run import Outcome, Prepared, prepare, run_trial
+
+__all__ = [
+    "Bench",
+    "Cost",
+    "Measurement",
+    "Outcome",
+    "Prepared",
+    "measure",
+    "metrics_of",
+    "prepare",
+    "run_trial",
+    "train_compressed",
+    "train_on",
+]

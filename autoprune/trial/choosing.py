@@ -1,0 +1,189 @@
+"""Which units a cut keeps: score, allocate, repair to the target, take the highest."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from autoprune.allocation import AllocationContext
+from autoprune.errors import BadRecipe, NotApplicable
+from autoprune.evidence import Evidence, ModelEvidence
+from autoprune.graph import Structure
+from autoprune.normalisation import normalise
+from autoprune.probe import Probe
+from autoprune.recipe import Recipe, Target
+from autoprune.repair import Amounts, Budget, repair
+from autoprune.schedules import Step
+from autoprune.trial.bench import Bench, Cost
+from autoprune.trial.state import State
+
+Chosen = tuple[Amounts, dict[str, list[int]]]
+
+
+class Chooser:
+    """Chooses what each cut of a trial keeps: amounts, and kept units by group.
+
+    `strength` is what the cuts before have spent. What the allocation measures, it measures before the first cut.
+    """
+
+    def __init__(self, recipe: Recipe, bench: Bench, seed: int, notes: dict[str, str]) -> None:
+        self.strength = 0.0
+        self._recipe, self._bench, self._seed, self._notes = recipe, bench, seed, notes
+        self._earlier: Mapping[str, Tensor] = {}
+        self._probe: Probe | None = None
+        self._probes: list[Probe] = []
+
+    @property
+    def cost(self) -> Cost:
+        """What measuring took."""
+        return sum((_spent_on(probe) for probe in self._probes), Cost())
+
+    def of(self, state: State, evidence: ModelEvidence, step: Step) -> Chosen:
+        """Choose for the cut that comes now."""
+        scores = smoothed(_scores(self._recipe, state.structure, evidence, self._notes), self._earlier, step.momentum)
+        self._probe = self._probe or self._probe_of(state, scores, evidence)
+        amounts, keep = self._repaired(state, scores, evidence, self._probe, step)
+        self._earlier = {name: score[keep[name]] for name, score in scores.items()}
+        return amounts, keep
+
+    def ahead(self, state: State, step: Step, seed: int) -> Chosen:
+        """Choose for a model that is still to be trained; measurements of it serve this choice only."""
+        evidence = ModelEvidence(state.model, state.structure, self._bench.source, seed=seed)
+        scores = _scores(self._recipe, state.structure, evidence, self._notes)
+        return self._repaired(state, scores, evidence, self._probe_of(state, scores, evidence), step)
+
+    def _probe_of(self, state: State, scores: Mapping[str, Tensor], evidence: ModelEvidence) -> Probe | None:
+        probe = _probe(self._recipe, self._bench, state, scores, evidence, self._seed)
+        self._probes += [probe] if probe is not None else []
+        return probe
+
+    def _repaired(
+        self,
+        state: State,
+        scores: Mapping[str, Tensor],
+        evidence: ModelEvidence,
+        probe: Probe | None,
+        step: Step,
+    ) -> Chosen:
+        context = _allocation_context(
+            self._recipe, step.progress, self._bench, state.structure, scores, evidence, probe
+        )
+        amounts = _repair(self._recipe, self._bench, context, step.progress, self.strength)
+        return amounts, highest(scores, amounts.counts)
+
+
+def _scores(recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes: dict[str, str]) -> dict[str, Tensor]:
+    if recipe.criterion is None:
+        return {}
+    scores: dict[str, Tensor] = {}
+    for group in structure.groups:
+        try:
+            score = recipe.criterion.score(group, evidence)
+        except NotApplicable as reason:
+            notes[group.name] = str(reason)
+            continue
+        scores[group.name] = _checked(score, group.size, recipe.criterion.name, group.name)
+    if not scores:
+        reasons = "; ".join(sorted(set(notes.values()))[:3]) or "the model has no group that can be cut"
+        raise BadRecipe(f"criterion {recipe.criterion.name!r} scores no group of this model: {reasons}")
+    return normalise(recipe.normalisation, scores)
+
+
+def smoothed(scores: Mapping[str, Tensor], earlier: Mapping[str, Tensor], momentum: float) -> dict[str, Tensor]:
+    """Return momentum * earlier + (1 - momentum) * scores, by group (C,); scores where none are earlier."""
+    return {
+        name: momentum * earlier[name] + (1 - momentum) * score if name in earlier else score
+        for name, score in scores.items()
+    }
+
+
+def _checked(score: Tensor, size: int, criterion: str, group: str) -> Tensor:
+    if score.shape != (size,) or not bool(torch.isfinite(score).all()):
+        raise BadRecipe(
+            f"criterion {criterion!r} gave scores of shape {tuple(score.shape)} for the {size} units of group "
+            f"{group!r}, finite: {bool(torch.isfinite(score).all())}; they must be ({size},) and finite"
+        )
+    return score
+
+
+def _probe(
+    recipe: Recipe,
+    bench: Bench,
+    state: State,
+    scores: Mapping[str, Tensor],
+    evidence: ModelEvidence,
+    seed: int,
+) -> Probe | None:
+    """Return what measures cut models for the allocation, if it asks for that."""
+    if Evidence.GROUP_SENSITIVITIES not in recipe.allocation.needs:
+        return None
+    return Probe(
+        model=state.model,
+        structure=state.structure,
+        evidence=evidence,
+        source=bench.source,
+        choose=functools.partial(highest, scores),
+        corrections=[r for r in recipe.recovery if not r.trains],
+        context=bench.recovery_context(seed),
+        batch_size=bench.settings.eval_batch_size,
+        report=bench.report,
+    )
+
+
+def _spent_on(probe: Probe) -> Cost:
+    """Return what measurements took that no trial had made before."""
+    return Cost(forward_samples=probe.forward_samples, seconds=probe.seconds, forward_seconds=probe.seconds)
+
+
+def _allocation_context(
+    recipe: Recipe,
+    progress: float,
+    bench: Bench,
+    structure: Structure,
+    scores: Mapping[str, Tensor],
+    evidence: ModelEvidence,
+    probe: Probe | None,
+) -> AllocationContext:
+    target = recipe.target.at(progress)
+    flops, params = target.flops_fraction, target.params_fraction
+    return AllocationContext(
+        scores=scores,
+        structure=structure,
+        full_sizes={g.name: g.size for g in bench.base.structure.groups},
+        cost=structure.total_params if flops is None else structure.total_flops,
+        budget=bench.base.params * (params or 1.0) if flops is None else bench.base.flops * flops,
+        min_keep_fraction=recipe.min_keep_fraction,
+        evidence=evidence,
+        measure=probe,
+    )
+
+
+def _repair(
+    recipe: Recipe, bench: Bench, context: AllocationContext, progress: float, strength_before: float
+) -> Amounts:
+    return repair(
+        context.structure,
+        budget_of(bench, recipe.target.at(progress)),
+        path=recipe.allocation.path(context) if context.scores else None,
+        low_rank=recipe.low_rank,
+        min_keep_fraction=recipe.min_keep_fraction,
+        full_sizes=context.full_sizes,
+        strength_before=strength_before,
+    )
+
+
+def budget_of(bench: Bench, target: Target) -> Budget:
+    return Budget(flops=bench.base.flops, params=bench.base.params, target=target)
+
+
+def highest(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, list[int]]:
+    """Return the units with the highest scores of every group counted; of equal ones those with the lower index."""
+    keep = {}
+    for name, score in scores.items():
+        if name in counts:
+            order = torch.sort(score, descending=True, stable=True).indices
+            keep[name] = sorted(order[: counts[name]].tolist())
+    return keep

@@ -1,0 +1,82 @@
+"""What a compressed model is worth and costs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from torch import nn
+
+from autoprune.cost import count_flops, count_params, count_sparse_flops, sparsity_of
+from autoprune.tasks import evaluate
+from autoprune.trial.bench import Bench, Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a model is worth and costs. Accuracy in 0..1; FLOPs (2 x MACs) of one sample, counted on the model.
+
+    `flops` are those of dense kernels, `sparse_flops` what is left of them when no product with a zero weight is
+    computed. `sparsity` is the share of zeros among the weights of convolutions and linear layers.
+    """
+
+    accuracy: float
+    loss: float
+    count: int
+    flops: int
+    params: int
+    flops_fraction: float
+    params_fraction: float
+    sparse_flops: int
+    sparse_flops_fraction: float
+    sparsity: float
+    cost: Cost
+
+
+def metrics_of(measured: Measurement) -> dict[str, float]:
+    """Return a measurement as plain numbers, as records and artefacts keep them."""
+    names = (
+        "accuracy",
+        "loss",
+        "count",
+        "flops",
+        "params",
+        "flops_fraction",
+        "params_fraction",
+        "sparse_flops",
+        "sparse_flops_fraction",
+        "sparsity",
+    )
+    return {name: float(getattr(measured, name)) for name in names}
+
+
+def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measurement:
+    """Evaluate on the validation split, or on the same `samples` of it every time, and count the cost."""
+    began = time.perf_counter()
+    found = evaluate(model, bench.data.validation, bench.task, bench.settings.eval_batch_size, limit=samples)
+    forward_seconds = time.perf_counter() - began
+    inputs = _one_sample(bench)
+    flops, params = count_flops(model, inputs), count_params(model)
+    sparse_flops = count_sparse_flops(model, inputs, flops)
+    return Measurement(
+        accuracy=found.accuracy,
+        loss=found.loss,
+        count=found.count,
+        flops=flops,
+        params=params,
+        flops_fraction=flops / bench.base.flops,
+        params_fraction=params / bench.base.params,
+        sparse_flops=sparse_flops,
+        sparse_flops_fraction=sparse_flops / bench.base.flops,
+        sparsity=sparsity_of(model),
+        cost=Cost(
+            forward_samples=found.count,
+            seconds=time.perf_counter() - began,
+            forward_seconds=forward_seconds,
+        ),
+    )
+
+
+def _one_sample(bench: Bench) -> object:
+    inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
+    return inputs

@@ -1,0 +1,183 @@
+"""One trial: skip blocks, regularise, score, allocate, repair, cut, factorise, sparsify, recover, measure.
+
+`run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one
+rung's training, `measure` follows each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from autoprune.compressed import Compressed, Factor, factorise
+from autoprune.evidence import ModelEvidence
+from autoprune.masks import zero
+from autoprune.recipe import Recipe
+from autoprune.repair import Amounts
+from autoprune.seeds import derive_seed
+from autoprune.shortening import shorten
+from autoprune.trial.bench import Bench, Cost
+from autoprune.trial.choosing import Chooser, Chosen, budget_of
+from autoprune.trial.measuring import Measurement, measure, metrics_of
+from autoprune.trial.recovering import correct, reset, settle, train_compressed, train_on
+from autoprune.trial.shaping import regularised, sparsified
+from autoprune.trial.state import State, start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A trial at rung 0: cut, factorised and calibrated, not yet finetuned.
+
+    `kept` are the base model's units that stay, by group; groups inside skipped blocks are left out. `notes` say which
+    groups stayed whole and why, and which blocks were skipped.
+    """
+
+    compressed: Compressed
+    kept: Mapping[str, list[int]]
+    amounts: Amounts
+    notes: tuple[str, ...]
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The result of one recipe."""
+
+    recipe: Recipe
+    compressed: Compressed
+    amounts: Amounts
+    validation: Measurement
+    before_training: Measurement
+    notes: tuple[str, ...]
+    cost: Cost
+
+    @property
+    def model(self) -> nn.Module:
+        """The compressed model, in eval mode."""
+        return self.compressed.model
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Accuracy and cost of the model as plain numbers."""
+        return metrics_of(self.validation)
+
+
+def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
+    """Compress by one recipe, train for its `epochs`, and measure on the validation split.
+
+    Raises UnreachableTarget, BadRecipe, LossNotFinite, OutOfMemory.
+    """
+    prepared = prepare(recipe, bench, seed)
+    model = prepared.compressed.model
+    before = measure(model, bench)
+    compressed, trained = train_compressed(
+        prepared.compressed, recipe, bench, derive_seed(seed, "train"), recipe.epochs
+    )
+    after = measure(model, bench) if recipe.epochs > 0 else before
+    return Outcome(
+        recipe=recipe,
+        compressed=compressed,
+        amounts=prepared.amounts,
+        validation=after,
+        before_training=before,
+        notes=prepared.notes,
+        cost=prepared.cost + before.cost + trained + (after.cost if after is not before else Cost()),
+    )
+
+
+def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
+    """Bring the model down to the recipe's target, and run the recovery that needs no training.
+
+    Blocks go first, then channels by the recipe's schedule, then ranks, then single weights.
+
+    Raises UnreachableTarget when the recipe cannot meet its target, BadRecipe when it suits no group of the model.
+    """
+    recipe.check_target()
+    began = time.perf_counter()
+    state, evidence = start(recipe, bench, seed)
+    shorter = _shortened(recipe, bench, seed, state, evidence)
+    recipe = shorter.recipe
+    cut = _narrowed(recipe, bench, seed, shorter.state, shorter.evidence)
+    state, cost = cut.state, shorter.cost + cut.cost
+    cost += reset(state.model, recipe, bench, seed)
+    bench.laid_out(state.model)
+    factors: tuple[Factor, ...] = ()
+    if recipe.low_rank is not None:
+        factors = factorise(state.model, recipe.low_rank, cut.amounts.ranks)
+        bench.laid_out(state.model)
+    sparse, spent = sparsified(state.model, recipe, bench, seed)
+    cost += spent + settle(state.model, recipe, bench, seed)
+    # a recovery that gives weights new values knows nothing of masks
+    zero(state.model, sparse.masks)
+    selection = bench.base.structure.selection(state.kept, state.skipped)
+    return Prepared(
+        compressed=Compressed(model=state.model, selection=selection, factors=factors, masks=sparse.masks),
+        kept=state.kept,
+        amounts=dataclasses.replace(cut.amounts, skipped=state.skipped),
+        notes=(*shorter.notes, *cut.notes, *sparse.notes),
+        cost=dataclasses.replace(cost, seconds=time.perf_counter() - began),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shortened:
+    """The model without the blocks that a recipe skips, and what the recipe asks of the rest."""
+
+    recipe: Recipe
+    state: State
+    evidence: ModelEvidence
+    notes: tuple[str, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+
+
+def _shortened(recipe: Recipe, bench: Bench, seed: int, state: State, evidence: ModelEvidence) -> _Shortened:
+    if recipe.depth is None:
+        return _Shortened(recipe=recipe, state=state, evidence=evidence)
+    found = shorten(recipe, recipe.depth, evidence, budget_of(bench, recipe.target))
+    state, cost = state.without(found.blocks), Cost()
+    bench.laid_out(state.model)
+    if found.blocks and recipe.criterion is not None:
+        # channels are scored on the model as it is now, its statistics settled
+        cost = settle(state.model, found.recipe, bench, derive_seed(seed, "depth"))
+        evidence = ModelEvidence(state.model, state.structure, bench.source, seed=seed)
+    return _Shortened(recipe=found.recipe, state=state, evidence=evidence, notes=(found.note,), cost=cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Narrowed:
+    """The model behind the last cut of a schedule. amounts: of that cut."""
+
+    state: State
+    amounts: Amounts
+    notes: tuple[str, ...]
+    cost: Cost
+
+
+def _narrowed(recipe: Recipe, bench: Bench, seed: int, state: State, evidence: ModelEvidence) -> _Narrowed:
+    """Cut channels step by step; a regulariser trains before each cut, and scores are those of what it made."""
+    cost, steps, notes = Cost(), recipe.schedule.steps(), dict[str, str]()
+    chooser = Chooser(recipe, bench, seed, notes)
+    for i, step in enumerate(steps):
+        chosen: Chosen | None = None
+        if recipe.regulariser is not None:
+            own = derive_seed(seed, "regularise", i)
+            state, chosen, spent = regularised(recipe, bench, state, chooser, step, own, first=i == 0)
+            cost += spent
+            evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "shaped", i))
+        amounts, keep = chosen or chooser.of(state, evidence, step)
+        chooser.strength += amounts.strength
+        before = state.structure
+        state = state.cut(keep)
+        bench.laid_out(state.model)
+        cost += correct(state.model, recipe, bench, seed, before, evidence, keep)
+        if i + 1 < len(steps):
+            cost += settle(state.model, recipe, bench, seed)
+            epochs = step.epochs + step.samples / len(bench.data.train)
+            cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), epochs)
+            evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
+    whole = tuple(f"{group} stays whole: {reason}" for group, reason in notes.items())
+    return _Narrowed(state=state, amounts=amounts, notes=whole, cost=cost + chooser.cost)

@@ -1,16 +1,23 @@
-"""Times of the structure engine: trace and verify, one cut against copy.deepcopy, the cost of one candidate.
+"""Times and memory of the structure engine: trace and verify, one cut against copy.deepcopy, one candidate's cost.
 
-    python benchmarks/structure.py [--repeats 20] [--threads 1] [--image-size 224]
+    python benchmarks/structure.py [--models resnet18 vit_b_16] [--repeats 20] [--threads 1] [--image-size 224]
 
-Prints one line for each model, with hardware, versions and the number of repeats. Median over repeats.
+Prints one line for each model, with hardware, versions and the number of repeats. Median over repeats. Memory is
+measured in a process of its own (Linux only): the most that tracing and verifying holds beyond the loaded model, less
+what one forward pass holds, as a multiple of the model's parameters and buffers.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import platform
+import resource
 import statistics
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,29 +31,38 @@ from autoprune.graph import Structure, trace
 from autoprune.models import build_model
 from autoprune.specs import ModelSpec
 
+_MODELS = ("resnet18", "resnet50", "resnet56_cifar", "vit_b_16", "convnext_tiny", "vgg16")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=_MODELS, help=f"by default {' '.join(_MODELS)}")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--image-size", type=int, default=224, help="of the ImageNet models")
+    parser.add_argument("--memory-of", metavar="MODEL", help="print only this model's memory, measured in this process")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.memory_of is not None:
+        print(_memory(*_model(options.memory_of, options.image_size)))
+        return
     print(
         f"{_processor()}, {options.threads} thread(s), Python {platform.python_version()}, "
         f"torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}, n = {options.repeats}, keep_fraction 0.5 in every group"
     )
-    print(f"{'model':16} trace+verify s  deepcopy ms   cut ms  ratio  FLOPs us  groups")
-    for name, size in (
-        ("resnet18", options.image_size),
-        ("resnet50", options.image_size),
-        ("resnet56_cifar", 32),
-    ):
-        _row(name, build_model(ModelSpec(name=name)), torch.zeros(1, 3, size, size), options.repeats)
+    print(f"{'model':16} trace+verify s  memory x  deepcopy ms   cut ms  ratio  FLOPs us  groups")
+    for name in options.models:
+        model, example = _model(name, options.image_size)
+        _row(name, model, example, options.repeats, _memory_in_a_process(name, options))
 
 
-def _row(name: str, model: nn.Module, example: torch.Tensor, repeats: int) -> None:
+def _model(name: str, image_size: int) -> tuple[nn.Module, torch.Tensor]:
+    size = 32 if name.endswith("_cifar") else image_size
+    return build_model(ModelSpec(name=name)), torch.zeros(1, 3, size, size)
+
+
+def _row(name: str, model: nn.Module, example: torch.Tensor, repeats: int, memory: str) -> None:
     start = time.perf_counter()
     structure = trace(model, example)
     traced_s = time.perf_counter() - start
@@ -55,9 +71,55 @@ def _row(name: str, model: nn.Module, example: torch.Tensor, repeats: int) -> No
     counts = structure.sizes // 2
     (flops_s,) = _medians((lambda: structure.total_flops(counts),), 100 * repeats)
     print(
-        f"{name:16} {traced_s:14.2f} {1e3 * copy_s:12.1f} {1e3 * cut_s:8.1f} {cut_s / copy_s:6.2f} "
+        f"{name:16} {traced_s:14.2f} {memory:>9} {1e3 * copy_s:12.1f} {1e3 * cut_s:8.1f} {cut_s / copy_s:6.2f} "
         f"{1e6 * flops_s:9.1f} {len(structure.groups):7}"
     )
+
+
+def _memory_in_a_process(name: str, options: argparse.Namespace) -> str:
+    if not _STATM.exists():
+        return "-"
+    own = [sys.executable, __file__, "--memory-of", name, "--image-size", str(options.image_size)]
+    done = subprocess.run([*own, "--threads", str(options.threads)], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+def _memory(model: nn.Module, example: torch.Tensor) -> str:
+    """Peak of trace and verify above the loaded model, less that of a forward pass, in sizes of the model."""
+    # What the first trace imports and caches is no model's.
+    trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8))
+    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    gc.collect()
+    with torch.no_grad():
+        forward = _peak(lambda: model(example))
+    return f"{(_peak(lambda: trace(model, example)) - forward) / size:.2f}"
+
+
+_STATM = Path("/proc/self/statm")
+
+
+def _peak(work: Callable[[], object]) -> int:
+    """The most bytes that the process held during the work beyond those before it, seen every 2 ms."""
+    before = seen = _resident()
+    over = threading.Event()
+
+    def watch() -> None:
+        nonlocal seen
+        while not over.wait(0.002):
+            seen = max(seen, _resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        over.set()
+        watcher.join()
+    return seen - before
+
+
+def _resident() -> int:
+    return int(_STATM.read_text().split()[1]) * resource.getpagesize()
 
 
 def _spread(structure: Structure) -> dict[str, np.ndarray]:

@@ -14,7 +14,6 @@ from autoprune.cli.results import RunArgument, read_front
 if TYPE_CHECKING:
     from autoprune.report.front import Front
     from autoprune.study.config import Loaded
-    from autoprune.study.preparation import Preflight
 
 StudyArgument = Annotated[
     str,
@@ -90,16 +89,18 @@ def launch(
 
 
 def check(study: StudyArgument, settings: common.SetOption = None, as_json: common.JsonOption = False) -> None:
-    """Pre-flight, in seconds: groups, what is frozen and why, reachable FLOPs, a forecast of the cost."""
+    """Pre-flight, in seconds: groups, blocks, what is frozen and why, reachable FLOPs, a forecast of the cost."""
+    from autoprune.report.preflight import plain_preflight, print_preflight
     from autoprune.study.config import load
     from autoprune.study.preparation import preflight
 
-    config = load(study, common.overrides_of(settings, {})).config
-    found = preflight(config)
+    found = plain_preflight(preflight(load(study, common.overrides_of(settings, {})).config))
     if as_json:
-        common.print_json(_plain_preflight(found))
-    else:
-        _print_preflight(found)
+        common.print_json(found)
+        return
+    print_preflight(common.console(), found)
+    for warning in found["warnings"]:
+        typer.echo(f"Warning: {warning}")
 
 
 def status(run: RunArgument, as_json: common.JsonOption = False) -> None:
@@ -204,79 +205,3 @@ def _values(found: Loaded) -> list[tuple[str, str, str]]:
 
     values = leaves(found.config.model_dump(mode="json"))
     return [(key, as_text(value), found.origins.get(key, "default")) for key, value in values]
-
-
-def _plain_preflight(found: Preflight) -> dict[str, Any]:
-    import dataclasses
-
-    from autoprune.study.config import target_label
-
-    return {
-        "study": found.config.name,
-        "structure": found.base.structure.describe(),
-        "targets": {target_label(t): "reachable" for t in found.config.targets},
-        "warnings": list(found.warnings),
-        "methods": [f"{room}.{name}" for room, name in found.methods],
-        "dimensions": len(found.dimensions),
-        "samples": {
-            "train": len(found.data.train),
-            "validation": len(found.data.validation),
-            "test": None if found.data.test is None else len(found.data.test),
-        },
-        "forecast": dataclasses.asdict(found.forecast),
-    }
-
-
-def _print_blocks(structure: dict[str, Any]) -> None:
-    from autoprune.report import tables
-
-    share, out = tables.percent, common.console()
-    blocks = [
-        [b["name"], "yes" if b["first_of_stage"] else "", share(b["flops_share"]), share(b["params_share"])]
-        for b in structure["blocks"]
-    ]
-    together = share(sum(b["flops_share"] for b in structure["blocks"]))
-    title = f"Blocks that can be skipped: {len(blocks)} ({together} of the FLOPs)"
-    tables.print_mapping(out, title, blocks, ("block", "first of its stage", "FLOPs", "parameters"))
-    fixed = [[b["name"], b["reason"]] for b in structure["fixed_blocks"]]
-    if fixed:
-        tables.print_mapping(out, f"Blocks that have to stay: {len(fixed)}", fixed, ("block", "why"))
-
-
-def _print_preflight(found: Preflight) -> None:
-    from autoprune.report import tables
-    from autoprune.study.config import target_label
-
-    out = common.console()
-    structure = found.base.structure.describe()
-    groups = [
-        [g["name"], str(g["units"]), str(g["min_units"]), f"{100 * g['flops_share']:.1f} %"]
-        for g in structure["groups"]
-    ]
-    columns = ("group", "units", "least", "FLOPs it alone can save")
-    tables.print_mapping(out, f"Groups that can be cut: {len(groups)}", groups, columns)
-    frozen = [[f["name"], str(f["size"]), f["module"], f["reason"]] for f in structure["frozen"]]
-    tables.print_mapping(out, f"Frozen groups: {len(frozen)}", frozen, ("group", "units", "module", "why"))
-    _print_blocks(structure)
-    if structure["unsupported"]:
-        typer.echo(f"Operators without a rule: {', '.join(structure['unsupported'])}")
-    low, high = found.reachable_flops
-    forecast = found.forecast
-    targets = ", ".join(target_label(t) for t in found.config.targets)
-    rows = [
-        ["FLOPs (2 x MACs, one sample)", tables.human(structure["flops"])],
-        ["parameters", tables.human(structure["params"])],
-        ["reachable by cutting channels", f"{low:.3f} to {high:g} of the FLOPs"],
-        ["targets, all reachable", targets],
-        ["search dimensions", str(len(found.dimensions))],
-        ["methods", ", ".join(f"{room}.{name}" for room, name in found.methods)],
-        ["trials expected at each rung", ", ".join(f"{n:.0f}" for n in forecast.jobs)],
-        ["samples trained on", tables.human(forecast.trained_samples)],
-        [
-            "forecast",
-            f"{tables.duration(forecast.seconds)} of training and evaluation, {forecast.workers} workers",
-        ],
-    ]
-    tables.print_mapping(out, found.config.name, rows, ("", "value"))
-    for warning in found.warnings:
-        typer.echo(f"Warning: {warning}")

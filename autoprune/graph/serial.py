@@ -134,10 +134,14 @@ def describe(structure: Structure) -> dict[str, Any]:
                 "params_share": (params - structure.total_params(counts)) / params if params else 0.0,
             }
         )
+    shorter = structure.without_blocks([block.name for block in structure.blocks])
     return {
         "flops": round(flops),
         "params": round(params),
+        "units": int(sizes.sum()),
         "reachable_flops": list(structure.reachable_flops),
+        "reachable_params": [structure.total_params(least) / params if params else 1.0, 1.0],
+        "reachable_with_blocks": [shorter.total_flops(shorter.min_counts) / flops if flops else 1.0, 1.0],
         "verified": structure.verified,
         "groups": rows,
         "frozen": [dataclasses.asdict(item) for item in structure.frozen],

@@ -158,6 +158,15 @@ def _frozen(structure: Structure, problems: Mapping[str, Why], hints: Mapping[st
     return frozen
 
 
+def _crossed(structure: Structure) -> set[str]:
+    """Groups that share an axis with others, as heads do with the dimensions inside them."""
+    units = [plan.units for found in structure.plans_by_axis.values() if len(found) > 1 for plan in found]
+    if not units:
+        return set()
+    every = np.unique(np.concatenate(units))
+    return {structure.names[i] for i in np.searchsorted(structure.offsets, every[every >= 0], side="right") - 1}
+
+
 class _Trial:
     """Tries sets of groups; a group loses the same units in every set, so that a search finds what failed."""
 
@@ -171,9 +180,18 @@ class _Trial:
             name: np.sort(generator.choice(size, draw(size, generator), replace=False))
             for name, size in zip(structure.names, structure.group_sizes, strict=True)
         }
+        single = {name for name in _crossed(structure) if len(self.keep[name]) == 1}
+        self.hidden = set() if self.narrowest else single
 
     def problem(self, names: Sequence[str]) -> Why | None:
         """What goes wrong when these groups are cut and all others kept."""
+        found = self._tried(names)
+        if found is not None or len(names) < 2 or not self.hidden.intersection(names):
+            return found
+        # One part of one channel each: every order of them is the same. Next to a whole group a wrong order shows.
+        return self._tried(names[::2]) or self._tried(names[1::2])
+
+    def _tried(self, names: Sequence[str]) -> Why | None:
         keep = {name: self.keep[name] for name in names}
         model = self.structure.cut(self.bench.model, keep, dtype=self.bench.dtype)
         try:

@@ -33,26 +33,10 @@ from autoprune.search.space import Space, load_space
 from autoprune.seeds import derive_seed
 from autoprune.study import events
 from autoprune.study.config import StudyConfig, target_label
+from autoprune.study.forecast import Forecast, ForwardTime, forecast, time_forward
 from autoprune.study.run_folder import RunFolder
 from autoprune.tasks import Task, build_task, check_fits, evaluate
 from autoprune.trial import Bench, measure, metrics_of
-
-_TIMED_BATCH = 64
-_BACKWARD = 3.0
-"""A training step takes about as long as this many forward passes."""
-_FIXED_SECONDS = 0.2
-"""What a job takes besides passes of the model: asking, cutting, files. Seen with small networks on one core."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """What a study is expected to cost. Jobs per rung are fewer the higher it is."""
-
-    jobs: tuple[float, ...]
-    trained_samples: float
-    forward_samples: float
-    seconds: float
-    workers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +50,7 @@ class Preflight:
     dimensions: tuple[Dimension, ...]
     methods: tuple[tuple[str, str], ...]
     reachable_flops: tuple[float, float]
+    forward: ForwardTime
     forecast: Forecast
     warnings: tuple[str, ...]
 
@@ -87,6 +72,8 @@ def _preflight(config: StudyConfig, listen: events.Listener) -> Preflight:
     listen(events.Preparing(step="structure", detail=config.model.name))
     base = _base(config, data, task)
     warnings = _check(config, base, space)
+    listen(events.Preparing(step="forecast", detail="timing the base model"))
+    forward = time_forward(base, data, config.trial.torch_device())
     return Preflight(
         config=config,
         base=base,
@@ -95,7 +82,8 @@ def _preflight(config: StudyConfig, listen: events.Listener) -> Preflight:
         dimensions=space.dimensions(base.structure),
         methods=space.methods(),
         reachable_flops=base.structure.reachable_flops,
-        forecast=_forecast(config, base, data),
+        forward=forward,
+        forecast=forecast(config, data, forward),
         warnings=warnings,
     )
 
@@ -239,31 +227,3 @@ def _measure_base(config: StudyConfig, bench: Bench) -> dict[str, float]:
         found = evaluate(bench.model, bench.data.test, bench.task, size, device=bench.device)
         metrics["test_accuracy"] = found.accuracy
     return metrics
-
-
-def _forecast(config: StudyConfig, base: Base, data: Data) -> Forecast:
-    """Expect every baseline at every rung, and of the others one in `reduction` to go up."""
-    baselines = min(len(config.baselines) * len(config.targets), config.budget.trials)
-    searched = config.budget.trials - baselines
-    jobs = tuple(baselines + searched / config.rungs.reduction**rung for rung in range(config.rungs.top + 1))
-    whole = len(data.validation)
-    trained = sum(count * config.rungs.trained(rung) * len(data.train) for rung, count in enumerate(jobs))
-    forward = sum(count * min(config.rungs.samples(rung) or whole, whole) for rung, count in enumerate(jobs))
-    per_sample = _seconds_per_sample(base, data)
-    workers = config.executor.worker_count()
-    work = (_BACKWARD * trained + forward) * per_sample
-    # the cut models cost about their targets' share of the base model
-    share = sum(t.flops_fraction or t.params_fraction or 1.0 for t in config.targets) / len(config.targets)
-    return Forecast(
-        jobs=jobs,
-        trained_samples=trained,
-        forward_samples=forward,
-        seconds=(work * share + _FIXED_SECONDS * sum(jobs)) / workers,
-        workers=workers,
-    )
-
-
-def _seconds_per_sample(base: Base, data: Data) -> float:
-    inputs, _ = next(data.train.batches(_TIMED_BATCH, limit=_TIMED_BATCH))
-    count = min(_TIMED_BATCH, len(data.train))
-    return latency_ms(base.model, inputs, warm_up=1, repeats=3) / 1000 / count

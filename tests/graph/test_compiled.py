@@ -1,16 +1,14 @@
-"""A cut model compiles and exports like any other, also where a view asks for sizes that its code does not know."""
+"""A cut model compiles like any other, also where a view asks for sizes that its code does not know."""
 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from autoprune.export import write
 from autoprune.graph import Structure, trace
 
 from .transformers import ATTENTION, transformer
@@ -35,11 +33,3 @@ def test_compiled_cut_model_is_the_same_function(name: str) -> None:
         compiled = torch.compile(model, backend="aot_eager", fullgraph=name != "constant")(example)
         torch.testing.assert_close(compiled, model(example))
     assert (name in ("constant", "built")) == bool(structure.resized)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ATTENTION)
-def test_exported_cut_model_is_the_same_function(name: str, tmp_path: Path) -> None:
-    model, example, _ = small(name)
-    # write() compares the file with the model at several batch sizes.
-    assert write(model, tmp_path / "model.pt2", "pt2", torch.cat([example, 2 * example])) <= 1e-4

@@ -70,6 +70,6 @@ def test_sparsity_has_columns_only_where_there_is_any(record: StudyRecord) -> No
     trials = (*record.trials, trial(9, (0.5, 0.8, 0.97), 0.5, **{"metrics": sparse}))
     text = printed(tables.print_front, Front.of(dataclasses.replace(record, trials=trials)))
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "* trial 9 764k 50.0 % 153k 10.0 % 90.0 % 38.9k 50.0 % 97.00 % +7.00 - 50.0 > 80.0 > 97.0" in lines
+    assert "~ trial 9 764k 50.0 % 153k 10.0 % 90.0 % 38.9k 50.0 % 97.00 % +7.00 - 50.0 > 80.0 > 97.0" in lines
     assert any(line.startswith("base model 1.53M 100 % - 100.0 % 0.0 % 77.8k") for line in lines)
     assert "sparse FLOPs are those left were products with zero weights skipped" in " ".join(text.split())

@@ -6,7 +6,7 @@ A reduces the I input channels to P (1x1), the core C keeps the kernel, with str
 takes P channels to Q, and B brings these to the O output channels (1x1). A and B have orthonormal columns: the
 leading singular vectors of the two unfoldings of W (HOSVD, De Lathauwer et al., SIAM J. Matrix Anal. Appl.
 21(4), 2000), then alternately those of W already reduced along the other axis (HOOI, their second paper), which
-never loses energy, until the core's grows by less than 1e-5 of itself, or 25 times; then C = B^T W A.
+never loses energy, until the core's grows by less than 1e-5 of itself, or 10 times; then C = B^T W A.
 
 The paper chooses P and Q layer by layer. Here one rank R says both: with P* and Q* the largest that can be of
 use, P* = min(I, O * kernel) and Q* = min(O, I * kernel), the full rank is the larger of the two, and
@@ -39,7 +39,7 @@ from autoprune.lowrank._ranked import Ranked
 if TYPE_CHECKING:
     from autoprune.graph import Layer
 
-_SWEEPS = 25
+_SWEEPS = 10
 _LEAST_GAIN = 1e-5
 
 

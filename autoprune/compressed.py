@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from autoprune import rooms
+from autoprune.evidence import ModelEvidence
 from autoprune.graph import Selection, apply_selection
 from autoprune.lowrank import LowRank
 from autoprune.masks import Masks
@@ -37,10 +38,16 @@ class Compressed:
     masks: Masks = field(default_factory=dict)
 
 
-def factorise(model: nn.Module, low_rank: LowRank, ranks: Mapping[str, int]) -> tuple[Factor, ...]:
-    """Replace layers of the model, in place, by their factorisations."""
+def factorise(
+    model: nn.Module, low_rank: LowRank, ranks: Mapping[str, int], evidence: ModelEvidence | None = None
+) -> tuple[Factor, ...]:
+    """Replace layers of the model, in place, by their factorisations.
+
+    evidence: about this model, for a method that fits outputs; without it all layers are fitted to their weights.
+    """
     for layer, rank in ranks.items():
-        replace_module(model, layer, low_rank.factor(model.get_submodule(layer), rank))
+        moments = evidence.input_moments(layer) if evidence is not None and low_rank.fits_outputs else None
+        replace_module(model, layer, low_rank.factor(model.get_submodule(layer), rank, moments))
     method = low_rank.config()
     return tuple(Factor(layer=layer, method=method, rank=rank) for layer, rank in ranks.items())
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from autoprune.allocation import Path
 from autoprune.errors import UnreachableTarget
-from autoprune.graph import Layer, Structure
-from autoprune.lowrank import LowRank
+from autoprune.graph import Structure
+from autoprune.lowrank import Energies, LowRank, RankPath
 from autoprune.recipe import Target
 
 _BISECTIONS = 60
@@ -62,17 +62,20 @@ def repair(
     *,
     path: Path | None,
     low_rank: LowRank | None = None,
+    energies: Energies | None = None,
     min_keep_fraction: float = 0.0,
     full_sizes: Mapping[str, int] | None = None,
     strength_before: float = 0.0,
 ) -> Amounts:
     """Return the amounts that meet the budget, no more than one unit (or rank) below it.
 
-    `path` None keeps all channels. `full_sizes` are the groups' sizes in the base model when `structure` is already
-    cut. `strength_before` is what earlier steps of a schedule have spent; ranks follow the whole strength.
+    `path` None keeps all channels. `energies` are what `low_rank` finds of the structure's layers. `full_sizes` are the
+    groups' sizes in the base model when `structure` is already cut. `strength_before` is what earlier steps of a
+    schedule have spent; ranks follow the whole strength.
     Raises UnreachableTarget with the least that this recipe can reach.
     """
-    plan = _Plan(structure, budget, path, low_rank, min_keep_fraction, full_sizes or {}, strength_before)
+    ranks = None if low_rank is None else RankPath(structure, low_rank, energies or {})
+    plan = _Plan(structure, budget, path, ranks, min_keep_fraction, full_sizes or {}, strength_before)
     if plan.at(0.0).excess <= 1:
         return plan.amounts(plan.at(0.0), 0.0)
     strong = plan.meeting()
@@ -99,7 +102,7 @@ class _Plan:
         structure: Structure,
         budget: Budget,
         path: Path | None,
-        low_rank: LowRank | None,
+        ranks: RankPath | None,
         min_keep_fraction: float,
         full_sizes: Mapping[str, int],
         strength_before: float,
@@ -107,46 +110,26 @@ class _Plan:
         self._structure = structure
         self._budget = budget
         self._path = path
-        self._low_rank = low_rank
         self._before = strength_before
         self._sizes_G = np.array([g.size for g in structure.groups], dtype=np.int64)
         whole_G = np.array([full_sizes.get(g.name, g.size) for g in structure.groups])
         self._grid = structure.round_to
         least_G = np.ceil(min_keep_fraction * whole_G / self._grid).astype(np.int64) * self._grid
         self._least_G = np.minimum(np.maximum(least_G, structure.min_counts), self._sizes_G)
-        self._wanted: dict[int, float] = {}
-        if low_rank is not None:
-            fractions = low_rank.rank_fractions(structure.layers)
-            self._wanted = {
-                i: fractions[layer.name]
-                for i, layer in enumerate(structure.layers)
-                if fractions.get(layer.name, 1.0) < 1
-            }
+        self._ranks = ranks
 
     def at(self, strength: float) -> _State:
         wanted_G = self._sizes_G.astype(np.float64) if self._path is None else self._path(strength)
         counts_G = self._on_grid(wanted_G)
         remainder_G = np.where(counts_G < self._sizes_G, (wanted_G - counts_G) / self._grid, 0.0)
-        return self._state(counts_G, self._ranks(counts_G, strength + self._before), remainder_G)
+        ranks = {} if self._ranks is None else self._ranks.at(counts_G, strength + self._before)
+        return self._state(counts_G, ranks, remainder_G)
 
     def _on_grid(self, wanted_G: NDArray[np.float64]) -> Counts:
         # The small addition keeps 0.5 * 16 from becoming 7 by rounding error.
         floored_G = np.floor(wanted_G / self._grid + 1e-9).astype(np.int64) * self._grid
         floored_G = np.where(wanted_G >= self._sizes_G, self._sizes_G, floored_G)
         return np.maximum(floored_G, self._least_G)
-
-    def _ranks(self, counts_G: Counts, strength: float) -> dict[int, int]:
-        if not self._wanted or self._low_rank is None:
-            return {}
-        widths_L2 = self._structure.layer_widths(counts_G)
-        dense_L = self._structure.layer_flops(counts_G)
-        ranks = {}
-        for i, fraction in self._wanted.items():
-            layer, n_in, n_out = self._structure.layers[i], int(widths_L2[i][0]), int(widths_L2[i][1])
-            neutral = float(dense_L[i]) / self._low_rank.flops(layer, n_in, n_out, 1)
-            full = self._low_rank.full_rank(layer, n_in, n_out)
-            ranks[i] = max(1, min(full, int(fraction**strength * neutral + 1e-9)))
-        return ranks
 
     def _state(self, counts_G: Counts, ranks: Mapping[int, int], remainder_G: NDArray[np.float64]) -> _State:
         flops, params, kept = self._cost(counts_G, ranks)
@@ -156,19 +139,10 @@ class _Plan:
     def _cost(self, counts_G: Counts, ranks: Mapping[int, int]) -> tuple[float, float, dict[int, int]]:
         flops = float(self._structure.total_flops(counts_G))
         params = float(self._structure.total_params(counts_G))
-        if not ranks or self._low_rank is None:
+        if self._ranks is None:
             return flops, params, {}
-        dense_L = self._structure.layer_flops(counts_G)
-        widths_L2 = self._structure.layer_widths(counts_G)
-        kept: dict[int, int] = {}
-        for i, rank in ranks.items():
-            layer, n_in, n_out = self._structure.layers[i], int(widths_L2[i][0]), int(widths_L2[i][1])
-            thin = self._low_rank.flops(layer, n_in, n_out, rank)
-            if thin < dense_L[i]:  # otherwise the layer is cheaper as it is
-                flops += thin - float(dense_L[i])
-                params += self._low_rank.params(layer, n_in, n_out, rank) - _dense_params(layer, n_in, n_out)
-                kept[i] = rank
-        return flops, params, kept
+        more_flops, more_params, kept = self._ranks.change(counts_G, ranks)
+        return flops + more_flops, params + more_params, kept
 
     def meeting(self) -> float:
         """Return a strength that meets the budget."""
@@ -200,9 +174,16 @@ class _Plan:
             counts_G = state.counts.copy()
             counts_G[i] = self._next_up(i, int(counts_G[i]))
             state = self._better(state, counts_G, state.ranks)
-        for i in self._wanted:
-            if i in state.ranks:
-                state = self._better(state, state.counts, {**state.ranks, i: state.ranks[i] + 1})
+        before = None
+        while state is not before:
+            before, state = state, self._one_rank_each(state)
+        return state
+
+    def _one_rank_each(self, state: _State) -> _State:
+        for i in state.ranks:
+            if i in state.ranks and self._ranks is not None:
+                more = self._ranks.one_more(state.counts, state.ranks, i)
+                state = self._better(state, state.counts, more) if more != state.ranks else state
         return state
 
     def _next_up(self, group: int, count: int) -> int:
@@ -220,8 +201,3 @@ class _Plan:
             params_fraction=state.params / self._budget.params,
             strength=strength,
         )
-
-
-def _dense_params(layer: Layer, n_in: int, n_out: int) -> int:
-    kernel = int(np.prod(layer.kernel)) if layer.kernel else 1
-    return n_in // layer.groups * n_out * kernel + (n_out if layer.bias is not None else 0)

@@ -7,17 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from autoprune import artefact
+from autoprune import artefact, rooms
 from autoprune.artefact import DataRecord, Manifest
 from autoprune.compressed import Compressed, factorise
 from autoprune.errors import BadInput, WrongArtefact
 from autoprune.graph import Selection, trace
+from autoprune.lowrank import LowRank
 from autoprune.lowrank.svd import Svd
 from autoprune.models import build_model
 from autoprune.recipe import Recipe
@@ -254,6 +256,17 @@ def test_user_function_by_reference(compressed: Compressed, tmp_path: Path, monk
 
 def uncut(model: nn.Module) -> Compressed:
     return Compressed(model=model, selection=Selection({}, {}, {}), factors=())
+
+
+@pytest.mark.parametrize("name", rooms.names("lowrank"))
+def test_every_factorisation_comes_back(name: str, tmp_path: Path) -> None:
+    model = build_model(SPEC, seed=7)
+    structure = trace(model, torch.zeros(2, 1, 8, 8))
+    small = structure.cut(model, 0.5)
+    factors = factorise(small, cast(LowRank, rooms.build("lowrank", name)), {"layer2.conv1": 3, "layer3.conv2": 4})
+    compressed = Compressed(model=small.eval(), selection=structure.selection(0.5), factors=factors)
+    artefact.save(tmp_path / "small", compressed, Manifest(model=SPEC, recipe=Recipe()))
+    assert torch.equal(outputs(artefact.load(tmp_path / "small")), outputs(small))
 
 
 def test_skipped_blocks_come_back_in_a_fresh_process(tmp_path: Path) -> None:

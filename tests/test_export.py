@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from autoprune import artefact, export
 from autoprune.artefact import Manifest
-from autoprune.compressed import Compressed
+from autoprune.compressed import Compressed, factorise
 from autoprune.errors import BadInput, CheckFailed, Failure, MissingDependency
 from autoprune.graph import trace
+from autoprune.lowrank.tucker2 import Tucker2
 from autoprune.models import build_model
 from autoprune.specs import ModelSpec
 
@@ -41,6 +42,19 @@ def test_agrees_and_is_small(folder: Path, format: str, capfd: pytest.CaptureFix
     assert made.file_bytes == made.path.stat().st_size < made.base_weight_bytes
     assert not list(folder.glob(".export*"))
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("format", export.FORMATS)
+def test_layers_of_three_factors_go_out_as_they_are(tmp_path: Path, format: str) -> None:
+    model = build_model(SPEC, seed=1)
+    structure = trace(model, EXAMPLE)
+    small = structure.cut(model, 0.5)
+    factors = factorise(small, Tucker2(), {"layer2.conv1": 3, "layer3.conv2": 4})
+    artefact.save(
+        tmp_path, Compressed(model=small, selection=structure.selection(0.5), factors=factors), Manifest(model=SPEC)
+    )
+    made = export.export(tmp_path, format, EXAMPLE)
+    assert made.largest_difference <= made.tolerance
 
 
 def test_onnx_takes_any_batch_size(folder: Path) -> None:

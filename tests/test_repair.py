@@ -16,7 +16,9 @@ from autoprune.allocation.per_group import PerGroup
 from autoprune.allocation.uniform import Uniform
 from autoprune.errors import UnreachableTarget
 from autoprune.graph import Structure, trace
+from autoprune.lowrank import RankPath
 from autoprune.lowrank.svd import Svd
+from autoprune.lowrank.tucker2 import Tucker2
 from autoprune.recipe import Target
 from autoprune.repair import Amounts, Budget, repair
 from autoprune.tasks import Evaluation
@@ -160,6 +162,71 @@ def test_channels_and_ranks_share_one_strength(digits_bench: Bench) -> None:
     assert both.ranks
     assert both.strength < channels.strength
     assert 0.38 < both.flops_fraction <= 0.4
+
+
+@pytest.mark.parametrize("fraction", [0.9, 0.6, 0.4, 0.2])
+def test_ranks_of_quadratic_cost_meet_the_target_and_leave_no_room_for_another(
+    fraction: float, digits_bench: Bench
+) -> None:
+    structure, method = digits_bench.base.structure, Tucker2()
+    found = repair(structure, budget(structure, flops_fraction=fraction), path=None, low_rank=method)
+    assert found.ranks
+    assert found.flops_fraction <= fraction
+    layers = {layer.name: layer for layer in structure.layers}
+    for name, rank in found.ranks.items():
+        layer = layers[name]
+        widths = layer.in_features, layer.out_features
+        more = method.flops(layer, *widths, rank + 1) - method.flops(layer, *widths, rank)
+        assert found.flops_fraction * structure.flops() + more > fraction * structure.flops()
+
+
+def test_a_rank_fraction_is_the_share_of_flops_for_any_cost() -> None:
+    """One 3x3 convolution, 16 to 16 channels: rank R of Tucker-2 costs 16 R + 9 R^2 + 16 R, the layer 2304."""
+    structure = trace(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)), torch.randn(2, 16, 5, 5))
+    counts = np.array([], dtype=np.int64)
+    path = RankPath(structure, Tucker2(rank_fraction=0.5), {})
+    assert path.at(counts, 0.0) == {}
+    # 0.5: 9 R^2 + 32 R <= 1152 gives R = 9; 0.25: 576 gives 6
+    assert path.at(counts, 1.0) == {0: 9}
+    assert path.at(counts, 2.0) == {0: 6}
+    assert path.at(counts, 50.0) == {0: 1}
+    # spatial: R of 3 * 16 + 3 * 16 each; 0.5 of 24
+    assert RankPath(structure, Svd(rank_fraction=0.5), {}).at(counts, 1.0) == {0: 12}
+
+
+def test_energy_spreads_the_ranks_by_hand() -> None:
+    """Squares 8, 4, 2, 1, 1 and 1, 1, 1, 1 of two layers: three quarters need ranks 2 and 3."""
+    structure = trace(nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 4)), torch.randn(2, 5), exclude=("0", "1"))
+    energies = {"0": np.array([8, 12, 14, 15, 16]) / 16, "1": np.array([1, 2, 3, 4]) / 4}
+    path = RankPath(structure, Svd(rank_fraction=0.75, ranks="energy"), energies)
+    counts = np.array([g.size for g in structure.groups], dtype=np.int64)
+    assert path.at(counts, 0.0) == {}
+    assert path.at(counts, 1.0) == {0: 2, 1: 3}
+    assert path.at(counts, 1.001) == {0: 2, 1: 3}
+    assert path.at(counts, 0.999) == {0: 3, 1: 4}
+    assert path.at(counts, 40.0) == {0: 1, 1: 1}
+
+
+def test_by_energy_a_layer_of_low_rank_gives_first(digits_bench: Bench) -> None:
+    structure, method = digits_bench.base.structure, Svd(ranks="energy")
+    energies = method.energies(structure.layers, digits_bench.evidence)
+    assert all(shares[-1] == pytest.approx(1.0) for shares in energies.values())
+    thin = "layer3.conv2"
+    flat = {name: np.arange(1, len(shares) + 1) / len(shares) for name, shares in energies.items()}
+    steep = flat | {thin: np.maximum(flat[thin], 0.999)}
+    even = repair(structure, budget(structure, flops_fraction=0.6), path=None, low_rank=method, energies=flat)
+    found = repair(structure, budget(structure, flops_fraction=0.6), path=None, low_rank=method, energies=steep)
+    assert found.ranks[thin] < even.ranks[thin]
+    assert 0.58 < found.flops_fraction <= 0.6
+    assert sum(found.ranks.get(n, 99) for n in flat if n != thin) > sum(
+        even.ranks.get(n, 99) for n in flat if n != thin
+    )
+
+
+def test_with_low_rank_a_target_of_one_factorises_nothing(digits_bench: Bench) -> None:
+    structure = digits_bench.base.structure
+    found = repair(structure, budget(structure, flops_fraction=1.0), path=None, low_rank=Svd())
+    assert (found.ranks, found.flops_fraction) == ({}, 1.0)
 
 
 def test_nothing_is_removed_for_a_target_of_one(digits_bench: Bench) -> None:

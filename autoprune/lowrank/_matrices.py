@@ -25,12 +25,23 @@ def truncated_svd(matrix_MN: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     if rank > min(matrix_MN.shape):
         raise ValueError(f"a {tuple(matrix_MN.shape)} matrix has at most rank {min(matrix_MN.shape)}, got {rank}")
-    if not matrix_MN.isfinite().all():
-        raise TrialFailed("a layer to factorise has weights that are NaN or infinite")
+    check_finite(matrix_MN)
     precise = torch.promote_types(matrix_MN.dtype, torch.float32)
     U_MK, S_K, V_KN = torch.linalg.svd(matrix_MN.to(precise), full_matrices=False)
     root_R = S_K[:rank].sqrt()
     return U_MK[:, :rank] * root_R, root_R[:, None] * V_KN[:rank]
+
+
+def check_finite(values: Tensor, what: str = "weights") -> None:
+    """Raises TrialFailed when an entry is NaN or infinite."""
+    if not values.isfinite().all():
+        raise TrialFailed(f"a layer to factorise has {what} that are NaN or infinite")
+
+
+def kept_shares(energy_K: Tensor) -> Tensor:
+    """Return the shares (K,) of all energy that the first 1 to K parts hold; ones where there is none."""
+    sums_K = energy_K.clamp_min(0).cumsum(0)
+    return sums_K / sums_K[-1] if float(sums_K[-1]) > 0 else torch.ones_like(sums_K)
 
 
 def as_matrix(weight_OIK: Tensor, axes: Axes) -> Tensor:

@@ -1,6 +1,6 @@
-"""Two thin layers in the place of one: what they cost and how they are made.
+"""Thin layers in the place of one: what they cost and how they are made.
 
-The first layer turns the input channels into R, the second those into the output channels. Every kernel
+Of two, the first turns the input channels into R, the second those into the output channels. Every kernel
 axis belongs to one of the two, with its stride, padding and dilation, so that at full rank the pair equals
 the layer.
 """
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from autoprune.graph import Layer
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_GEOMETRY = (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
+"""What a convolution says by axis, and its neutral value."""
 
 
 def is_splittable(layer: Layer) -> bool:
@@ -81,32 +83,54 @@ def empty_pair(module: nn.Module, axes: Axes, rank: int) -> nn.Sequential:
     Device, dtype, requires_grad and mode are those of the module. No random number is drawn.
     Raises ValueError for a rank below 1.
     """
+    check_rank(rank)
+    thin = _linears(module, rank) if isinstance(module, nn.Linear) else _convs(module, axes, rank)
+    return _like(module, *thin)
+
+
+def empty_triple(conv: nn.Conv2d, core_in: int, core_out: int) -> nn.Sequential:
+    """Return 1x1, a core with the geometry of a convolution, and 1x1 with its bias; otherwise as `empty_pair`."""
+    make, place = type(conv), _place(conv)
+    geometry: dict[str, Any] = {name: getattr(conv, name) for name, _ in _GEOMETRY}
+    first = make(conv.in_channels, core_in, 1, bias=False, **place)
+    core = make(core_in, core_out, bias=False, padding_mode=conv.padding_mode, **geometry, **place)
+    return _like(conv, first, core, make(core_out, conv.out_channels, 1, bias=conv.bias is not None, **place))
+
+
+def check_rank(rank: int) -> None:
+    """Raises ValueError for a rank below 1."""
     if rank < 1:
         raise ValueError(f"the rank of a factorised layer must be at least 1, got {rank}")
-    thin = _linears(module, rank) if isinstance(module, nn.Linear) else _convs(module, axes, rank)
+
+
+def _like(module: nn.Module, *thin: nn.Module) -> nn.Sequential:
     weight = cast(Tensor, module.weight)
-    first, second = (layer.to_empty(device=weight.device) for layer in thin)
-    for layer in (first, second):
-        layer.weight.requires_grad_(weight.requires_grad)
+    layers = [layer.to_empty(device=weight.device) for layer in thin]
+    for layer in layers:
+        cast(Tensor, layer.weight).requires_grad_(weight.requires_grad)
     if isinstance(module.bias, Tensor):
-        cast(Tensor, second.bias).requires_grad_(module.bias.requires_grad)
-    return nn.Sequential(first, second).train(module.training)
+        cast(Tensor, layers[-1].bias).requires_grad_(module.bias.requires_grad)
+    return nn.Sequential(*layers).train(module.training)
 
 
-def filled_pair(module: nn.Module, axes: Axes, first: Tensor, second: Tensor) -> nn.Sequential:
-    """Return the pair of a module with these weights (any dtype), and the module's bias."""
-    pair = empty_pair(module, axes, len(first))
+def fill(thin: nn.Sequential, module: nn.Module, *weights: Tensor, shift: Tensor | None = None) -> nn.Sequential:
+    """Give thin layers, in place, these weights (any dtype), and the last one the module's bias, shifted by (O,)."""
     with torch.no_grad():
-        cast(Tensor, pair[0].weight).copy_(first)
-        cast(Tensor, pair[1].weight).copy_(second)
+        for layer, weight in zip(thin, weights, strict=True):
+            cast(Tensor, layer.weight).copy_(weight)
         if isinstance(module.bias, Tensor):
-            cast(Tensor, pair[1].bias).copy_(module.bias)
-    return pair
+            bias = cast(Tensor, thin[-1].bias)
+            bias.copy_(module.bias if shift is None else module.bias + shift)
+    return thin
+
+
+def _place(module: nn.Module) -> dict[str, Any]:
+    # layers made on the device "meta" draw no random weights
+    return {"device": "meta", "dtype": cast(Tensor, module.weight).dtype}
 
 
 def _linears(module: nn.Linear, rank: int) -> tuple[nn.Linear, nn.Linear]:
-    # layers made on the device "meta" draw no random weights
-    place: dict[str, Any] = {"device": "meta", "dtype": module.weight.dtype}
+    place = _place(module)
     first = nn.Linear(module.in_features, rank, bias=False, **place)
     second = nn.Linear(rank, module.out_features, bias=module.bias is not None, **place)
     return first, second
@@ -114,7 +138,7 @@ def _linears(module: nn.Linear, rank: int) -> tuple[nn.Linear, nn.Linear]:
 
 def _convs(module: nn.Module, axes: Axes, rank: int) -> tuple[nn.Conv2d, nn.Conv2d]:
     conv = cast(nn.Conv2d, module)
-    common: dict[str, Any] = {"padding_mode": conv.padding_mode, "device": "meta", "dtype": conv.weight.dtype}
+    common = {"padding_mode": conv.padding_mode, **_place(conv)}
     geometry_1, geometry_2 = _geometries(conv, axes)
     first = type(conv)(conv.in_channels, rank, bias=False, **geometry_1, **common)
     second = type(conv)(rank, conv.out_channels, bias=conv.bias is not None, **geometry_2, **common)
@@ -124,7 +148,7 @@ def _convs(module: nn.Module, axes: Axes, rank: int) -> tuple[nn.Conv2d, nn.Conv
 def _geometries(conv: nn.Conv2d, axes: Axes) -> tuple[dict[str, Any], dict[str, Any]]:
     first: dict[str, Any] = {}
     second: dict[str, Any] = {}
-    for name, neutral in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+    for name, neutral in _GEOMETRY:
         value = getattr(conv, name)
         # "same" and "valid" mean the right thing on each axis alone
         halves = (value, value) if isinstance(value, str) else split_axes(value, axes, neutral=neutral)

@@ -1,4 +1,4 @@
-"""Truncated singular value decomposition of a layer's weight, without data.
+"""Truncated singular value decomposition of a layer's weight, or of what it computes on data.
 
     W = U S V,   W ~ (U_R sqrt(S_R)) (sqrt(S_R) V_R),   ||W - W_R||_F ** 2 = sum over i > R of S_i ** 2
 
@@ -6,8 +6,7 @@ R rank. A linear layer or 1x1 convolution is the matrix (out, in). A larger conv
 of two ways:
 
 channel   (out, in * kernel): the full kernel to R channels, then 1x1. Zhang et al., TPAMI 2016, arXiv
-          1505.06798, fitted to the weights where the paper fits the responses. Full rank min(out, in *
-          kernel).
+          1505.06798. Full rank min(out, in * kernel).
 spatial   (in * height, out * width): a column (height x 1) to R channels, then a row (1 x width).
           Introduced by Jaderberg et al., BMVC 2014, arXiv 1405.3866; the SVD of this matrix is the
           optimum, Tai et al., ICLR 2016, arXiv 1511.06067. Full rank min(in * height, out * width).
@@ -15,48 +14,58 @@ spatial   (in * height, out * width): a column (height x 1) to R channels, then 
 Stride, padding and dilation go with their axis, so full rank reproduces the layer for all of them. The
 spatial way needs a two-dimensional kernel longer than 1 on both axes; the other convolutions take the
 channel way. Left out: grouped convolutions and layers with a single input or output channel.
+
+With `reconstruct: outputs` the pair reproduces the outputs on training data, E ||W x - W~ x|| ** 2 over what
+the layer reads, x: in the channel way the outputs are projected on their R principal directions, the optimum
+(equation 8 of Zhang et al., their linear case); in the spatial way the row is fitted behind the column of the
+SVD by least squares. x is that of the cut model before any layer is factorised. A layer with a bias is fitted
+around the mean of x, which its bias then restores; without one x is taken as it is. Layers whose inputs are not
+gathered (one- and three-dimensional, padded otherwise than by zeros, over 4608 weights per output) are fitted to
+their weights.
+
+With `ranks: energy` the energy is S_i ** 2, or in the channel way fitted to outputs that of the principal
+directions of the outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
-from autoprune.fields import PerItem, choice, hyperparameters, per_item
+from autoprune.evidence import Evidence
+from autoprune.fields import choice
 from autoprune.lowrank import _pairs
-from autoprune.lowrank._base import LowRank
-from autoprune.lowrank._matrices import Axes, as_matrix, as_weights, truncated_svd
+from autoprune.lowrank._matrices import Axes, as_matrix, as_weights, check_finite, kept_shares, truncated_svd
+from autoprune.lowrank._ranked import Ranked
+from autoprune.lowrank._responses import best_factors, refitted, response_energy, spread_of
 
 if TYPE_CHECKING:
     from autoprune.graph import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Svd(LowRank):
+class Svd(Ranked):
     """Split a layer into two by the singular vectors of its weight."""
 
-    rank_fraction: float | Mapping[str, float] = per_item(
-        0.5,
-        of="layer",
-        valid=(0.001, 1.0),
-        search=(0.2, 1.0),
-        unmatched=1.0,
-        help="rank relative to that at which the two cost as much as the layer; 1 leaves it as it is",
-    )
+    needs: ClassVar[frozenset[str]] = frozenset({Evidence.INPUT_MOMENTS})
+
     scheme: str = choice(
         "spatial",
         options=("spatial", "channel"),
         help="how convolutions split: column then row, or full kernel then 1x1",
     )
+    reconstruct: str = choice(
+        "weights",
+        options=("weights", "outputs"),
+        help="what the two come nearest to: the layer's weights, or its outputs on training data",
+    )
 
-    def rank_fractions(self, layers: Sequence[Layer]) -> dict[str, float]:
-        """Raises BadRecipe for a key of the mapping that matches no eligible layer."""
-        declared = cast(PerItem, hyperparameters(self)["rank_fraction"])
-        names = [layer.name for layer in layers if _pairs.is_splittable(layer)]
-        return declared.resolve("Svd.rank_fraction", self.rank_fraction, names)
+    @property
+    def fits_outputs(self) -> bool:
+        return self.reconstruct == "outputs"
 
     def full_rank(self, layer: Layer, n_in: int, n_out: int) -> int:
         return _pairs.pair_full_rank(layer, self._axes(layer.kernel), n_in, n_out)
@@ -71,14 +80,51 @@ class Svd(LowRank):
         """Raises NotApplicable for anything but a plain, ungrouped layer, ValueError for a rank below 1."""
         return _pairs.empty_pair(module, self._axes(_pairs.kernel_of(module)), rank)
 
-    def factor(self, module: nn.Module, rank: int) -> nn.Module:
+    def factor(self, module: nn.Module, rank: int, moments: tuple[Tensor, Tensor] | None = None) -> nn.Module:
         """Raises as `skeleton` does, ValueError above full rank, TrialFailed for weights not finite."""
         axes = self._axes(_pairs.kernel_of(module))
+        pair = _pairs.empty_pair(module, axes, rank)
         weight = cast(Tensor, module.weight).detach()
-        left, right = truncated_svd(as_matrix(weight, axes), rank)
-        return _pairs.filled_pair(module, axes, *as_weights(left, right, tuple(weight.shape), axes))
+        matrix, shift = as_matrix(weight, axes), None
+        left, right = truncated_svd(matrix, rank)
+        if self.fits_outputs and moments is not None:
+            spread_DD = spread_of(*moments, centre=module.bias is not None)
+            shape, matrix = tuple(weight.shape), matrix.double()
+            left, right = _fitted(matrix, left.double(), right.double(), shape, axes, spread_DD)
+            shift = _by_inputs(matrix - left @ right, shape, axes).T @ moments[0]
+        return _pairs.fill(pair, module, *as_weights(left, right, tuple(weight.shape), axes), shift=shift)
+
+    def kept_energy(self, weight: Tensor, spread: Tensor | None) -> Tensor:
+        axes = self._axes(tuple(weight.shape[2:]))
+        matrix = as_matrix(weight, axes)
+        check_finite(matrix)
+        if spread is None or not all(axes):
+            return kept_shares(torch.linalg.svdvals(matrix).square())
+        return kept_shares(response_energy(matrix, spread)[0][: min(matrix.shape)])
 
     def _axes(self, kernel: tuple[int, ...]) -> Axes:
         if self.scheme == "spatial" and len(kernel) == 2 and min(kernel) > 1:
             return (True, False)
         return (True,) * len(kernel)
+
+
+def _fitted(
+    matrix: Tensor, left: Tensor, right: Tensor, shape: tuple[int, ...], axes: Axes, spread_DD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return factors like left and right, those of least weight error, that reproduce outputs. All float64."""
+    if all(axes):
+        return best_factors(matrix, spread_DD, left.shape[1])
+    # the row reads R channels at as many columns as it is wide
+    wide = torch.eye(shape[3], dtype=left.dtype, device=left.device)
+    row_PO = _by_inputs(right, (shape[0], len(right), 1, shape[3]), axes)
+    column_DP = torch.einsum("mr,wv->mwrv", left, wide).reshape(len(spread_DD), -1)
+    row_PO = refitted(_by_inputs(matrix, shape, axes), spread_DD, column_DP, row_PO)
+    return left, row_PO.reshape(len(right), shape[3], shape[0]).transpose(1, 2).reshape(len(right), -1)
+
+
+def _by_inputs(matrix: Tensor, shape: tuple[int, ...], axes: Axes) -> Tensor:
+    """Return the matrix of a weight (O, I, *kernel), or of a row, with a row for each of its inputs: (D, O)."""
+    if all(axes):
+        return matrix
+    o, i, h, w = shape
+    return matrix.reshape(i, h, o, w).transpose(2, 3).reshape(-1, o)

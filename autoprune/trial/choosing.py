@@ -12,6 +12,7 @@ from autoprune.allocation import AllocationContext
 from autoprune.errors import BadRecipe, NotApplicable
 from autoprune.evidence import Evidence, ModelEvidence
 from autoprune.graph import Structure
+from autoprune.lowrank import Energies
 from autoprune.normalisation import normalise
 from autoprune.probe import Probe
 from autoprune.recipe import Recipe, Target
@@ -169,10 +170,17 @@ def _repair(
         budget_of(bench, recipe.target.at(progress)),
         path=recipe.allocation.path(context) if context.scores else None,
         low_rank=recipe.low_rank,
+        energies=_energies(recipe, context),
         min_keep_fraction=recipe.min_keep_fraction,
         full_sizes=context.full_sizes,
         strength_before=strength_before,
     )
+
+
+def _energies(recipe: Recipe, context: AllocationContext) -> Energies:
+    if recipe.low_rank is None or context.evidence is None:
+        return {}
+    return recipe.low_rank.energies(context.structure.layers, context.evidence)
 
 
 def budget_of(bench: Bench, target: Target) -> Budget:

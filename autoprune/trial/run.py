@@ -105,20 +105,18 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     state, cost = cut.state, shorter.cost + cut.cost
     cost += reset(state.model, recipe, bench, seed)
     bench.laid_out(state.model)
-    factors: tuple[Factor, ...] = ()
-    if recipe.low_rank is not None:
-        factors = factorise(state.model, recipe.low_rank, cut.amounts.ranks)
-        bench.laid_out(state.model)
+    thin = _factorised(recipe, bench, seed, state, cut.amounts.ranks)
+    cost += thin.cost
     sparse, spent = sparsified(state.model, recipe, bench, seed)
     cost += spent + settle(state.model, recipe, bench, seed)
     # a recovery that gives weights new values knows nothing of masks
     zero(state.model, sparse.masks)
     selection = bench.base.structure.selection(state.kept, state.skipped)
     return Prepared(
-        compressed=Compressed(model=state.model, selection=selection, factors=factors, masks=sparse.masks),
+        compressed=Compressed(model=state.model, selection=selection, factors=thin.factors, masks=sparse.masks),
         kept=state.kept,
         amounts=dataclasses.replace(cut.amounts, skipped=state.skipped),
-        notes=(*shorter.notes, *cut.notes, *sparse.notes),
+        notes=(*shorter.notes, *cut.notes, *thin.notes, *sparse.notes),
         cost=dataclasses.replace(cost, seconds=time.perf_counter() - began),
     )
 
@@ -181,3 +179,28 @@ def _narrowed(recipe: Recipe, bench: Bench, seed: int, state: State, evidence: M
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
     whole = tuple(f"{group} stays whole: {reason}" for group, reason in notes.items())
     return _Narrowed(state=state, amounts=amounts, notes=whole, cost=cost + chooser.cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Factorised:
+    """The layers that were replaced by thinner ones, in place."""
+
+    factors: tuple[Factor, ...] = ()
+    notes: tuple[str, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+
+
+def _factorised(recipe: Recipe, bench: Bench, seed: int, state: State, ranks: Mapping[str, int]) -> _Factorised:
+    method = recipe.low_rank
+    if method is None or not ranks:
+        return _Factorised()
+    evidence, notes, cost = None, list[str](), Cost()
+    if method.fits_outputs:
+        # what the layers read now: moments of the base model are of other channels
+        evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "factorise"))
+        blind = [layer for layer in ranks if evidence.input_moments(layer) is None]
+        notes = [f"{layer} is fitted to its weights: what it reads is not gathered" for layer in blind]
+        cost = Cost(forward_samples=bench.source.samples)
+    factors = factorise(state.model, method, ranks, evidence)
+    bench.laid_out(state.model)
+    return _Factorised(factors=factors, notes=tuple(notes), cost=cost)

@@ -139,6 +139,18 @@ def test_encode_gives_the_draws_of_a_recipe(name, seed):
     assert made.encode(recipe, ITEMS) == pytest.approx(params)
 
 
+def test_the_low_rank_space_offers_every_method_fit_and_way_to_rank():
+    made, found = load_space("low_rank"), set()
+    for seed in range(200):
+        low_rank = drawn(made, seed=seed)[0].low_rank
+        config = {} if low_rank is None else low_rank.config()
+        found.add(tuple(config.get(key) for key in ("name", "ranks", "scheme", "reconstruct")))
+    ways = [("tucker2", None, None)]
+    ways += [("svd", scheme, fit) for scheme in ("spatial", "channel") for fit in ("weights", "outputs")]
+    every = {(name, ranks, *rest) for name, *rest in ways for ranks in ("searched", "energy")}
+    assert found == every | {(None,) * 4}
+
+
 @pytest.mark.parametrize("name", ["channels", "low_rank"])
 def test_baselines_are_points_of_the_shipped_spaces(name):
     made = load_space(name)

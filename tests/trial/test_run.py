@@ -69,6 +69,42 @@ def test_channels_and_ranks_in_one_recipe_meet_the_target_exactly(digits_bench: 
     assert 0.33 < measured.flops_fraction <= 0.35
 
 
+@pytest.mark.parametrize(
+    "low_rank",
+    [
+        {"name": "tucker2"},
+        {"name": "tucker2", "ranks": "energy"},
+        {"name": "svd", "reconstruct": "outputs"},
+        {"name": "svd", "scheme": "channel", "reconstruct": "outputs", "ranks": "energy"},
+    ],
+    ids=lambda low_rank: "-".join(low_rank.values()),
+)
+@pytest.mark.parametrize(
+    "parts", [{}, {"criterion": None}, {"target": {"flops_fraction": None, "params_fraction": 0.3}}], ids=str
+)
+def test_every_way_to_rank_meets_the_target(
+    low_rank: dict[str, str], parts: dict[str, object], digits_bench: Bench
+) -> None:
+    prepared = prepare(recipe(**({"target": {"flops_fraction": 0.4}, "low_rank": low_rank} | parts)), digits_bench, 0)
+    assert prepared.compressed.factors
+    measured = measure(prepared.compressed.model, digits_bench)
+    assert measured.flops == round(prepared.amounts.flops_fraction * digits_bench.base.flops)
+    assert measured.params == round(prepared.amounts.params_fraction * digits_bench.base.params)
+    assert measured.params_fraction <= 0.3 if "target" in parts else 0.36 < measured.flops_fraction <= 0.4
+
+
+def test_fitting_outputs_looks_at_the_cut_model_and_loses_less(digits_bench: Bench) -> None:
+    parts = {"target": {"flops_fraction": 0.3}, "recovery": []}
+    plain, fitted = (
+        prepare(recipe(low_rank={"name": "svd", "reconstruct": way}, **parts), digits_bench, seed=0)
+        for way in ("weights", "outputs")
+    )
+    assert plain.amounts == fitted.amounts
+    assert fitted.cost.forward_samples - plain.cost.forward_samples == digits_bench.source.samples
+    losses = [measure(p.compressed.model, digits_bench).loss for p in (plain, fitted)]
+    assert losses[1] < losses[0]
+
+
 def test_the_base_model_stays_as_it_was(digits_bench: Bench) -> None:
     before = copy.deepcopy(digits_bench.base.model.state_dict())
     run_trial(recipe(epochs=0.1), digits_bench, seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -16,15 +17,25 @@ from .conftest import Run, call
 TABLE = Path(__file__).parents[2] / "benchmarks" / "tables" / "digits.jsonl.gz"
 
 
+def write_space(folder: Path) -> Path:
+    """The space that the table was drawn from: what it never tried it cannot answer."""
+    with gzip.open(TABLE, "rt") as lines:
+        space = json.loads(next(lines))["study"]["search_space"]
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump(space))
+    return path
+
+
 @pytest.fixture(scope="module")
 def replayed(tmp_path_factory):
     """A study of 60 trials in seconds, without training."""
     if not TABLE.is_file():
         pytest.skip("the benchmarks are not part of an installed package")
     folder = tmp_path_factory.mktemp("replayed") / "run"
+    space = write_space(folder.parent)
     said = call(
         "launch", "digits", "--run-dir", folder, "--executor", "replay", "--set", f"executor.table={TABLE}",
-        "--trials", 60, "--set", "rungs.reduction=1.5",
+        "--trials", 60, "--set", "rungs.reduction=1.5", "--set", f"search_space={space}",
     )  # fmt: skip
     assert said.exit_code == 0, said.output
     return folder
@@ -57,6 +68,7 @@ def test_a_warm_start_takes_over_the_best_recipes(run: Run, replayed, tmp_path):
     command = (
         "launch", "digits", "--run-dir", tmp_path / "run", "--executor", "replay", "--set", f"executor.table={TABLE}",
         "--trials", 8, "--target-flops", "0.5", "--warm-start", replayed,
+        "--set", f"search_space={write_space(tmp_path)}",
     )  # fmt: skip
     said = run(*command)
     assert said.exit_code == 0, said.output

@@ -97,7 +97,7 @@ def test_pick_that_disagrees_with_the_record_leaves_nothing(finished: Path, run:
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     chosen = json.loads(run("front", copy, "--json").stdout)["front"][0]["trial"]
-    other = next(p for p in (copy / "trials").iterdir() if p.name != str(chosen))
+    other = next(p for p in (copy / "trials").glob("*") if p.name != str(chosen) and (p / "model.safetensors").exists())
     shutil.rmtree(copy / "trials" / str(chosen))
     shutil.copytree(other, copy / "trials" / str(chosen))
     said = run("pick", copy, "--trial", chosen, "--out", tmp_path / "model")

@@ -68,7 +68,8 @@ def test_methods_of_a_room(run: Run) -> None:
 
 def test_methods_of_presets(run: Run) -> None:
     (found,) = [e for e in json.loads(run("methods", "presets", "--json").stdout) if e["name"] == "l1_filters"]
-    assert found["recipe"]["criterion"] == {"name": "l1_norm"}
+    criterion = found["recipe"]["criterion"]
+    assert (criterion["name"], criterion["streams"], criterion["strategy"]) == ("l1_norm", "whole", "greedy")
 
 
 def test_show_says_where_values_come_from(run: Run) -> None:

@@ -17,7 +17,7 @@ from autoprune.files import read_lines
 from autoprune.study.records import read_study
 
 DRIVER = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from autoprune.search.space import load_space
 from autoprune.study.config import load
@@ -26,6 +26,8 @@ from autoprune.study.executors import build_executor
 from autoprune.study.records import opened
 from autoprune.study.testing import FakeWorker, fake_structure
 
+# a shell that starts tests in the background has them ignore interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder, config = Path(sys.argv[1]), load(json.loads(sys.argv[2])).config
 
 def listen(event):

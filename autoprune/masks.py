@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 
+from autoprune.training import StepHook
+
 Masks = dict[str, Tensor]
 Scores = Mapping[str, Tensor]
 
@@ -133,10 +135,10 @@ def keep_n_of_m(score: Tensor, n: int, m: int, among: Tensor | None = None) -> T
     return mask.view(moved.shape).movedim(-1, 1).contiguous()
 
 
-class Hold:
+class Hold(StepHook):
     """Holds masked weights, their gradients and their optimiser state at exactly zero during a training.
 
-    A hook of `autoprune.training.train`. `masks` are those at present; methods that move them derive from this class.
+    `masks` are those at present; methods that move them derive from this class.
     Nothing but `set_mask` changes a mask, so that no weight comes back by itself.
     """
 

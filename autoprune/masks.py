@@ -12,13 +12,12 @@ order in which the model registers its layers and by flat index inside a layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parallel import DistributedDataParallel
 
+from autoprune.modules import unwrapped
 from autoprune.training import StepHook
 
 Masks = dict[str, Tensor]
@@ -150,10 +149,10 @@ class Hold(StepHook):
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Find the weights, take the masks to their device, and zero what is masked."""
-        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        inner = unwrapped(model)
         self._optimizer = optimizer
         for name, mask in self.masks.items():
-            self.weights[name] = cast(nn.Parameter, inner.get_parameter(name))
+            self.weights[name] = inner.get_parameter(name)
             self.set_mask(name, mask.to(self.weights[name].device))
 
     def before_step(self, step: int) -> bool:

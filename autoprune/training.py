@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,16 @@ class StepHook:
     def enough(self) -> bool:
         """Asked after every step: True ends the training."""
         return False
+
+
+class Train(Protocol):
+    """Trains a model as the recipe's training recovery does: the same loss, optimiser and learning rate, from anew."""
+
+    def __call__(self, model: nn.Module, epochs: float, hook: StepHook, *purpose: str | int) -> None:
+        """Train in place and leave the model in eval mode. The order of samples derives from seed and purpose.
+
+        Raises BadRecipe when the recipe has no recovery that trains, LossNotFinite, OutOfMemory.
+        """
 
 
 _STEP_FACTOR = 0.1

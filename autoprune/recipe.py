@@ -33,7 +33,8 @@ from autoprune.recovery import Recovery
 from autoprune.regularisers import Regulariser
 from autoprune.schedules import Schedule
 from autoprune.sparsity import Sparsity
-from autoprune.specs import HALF_AND_THREE_QUARTERS, TrainSpec
+from autoprune.specs import TrainSpec
+from autoprune.training_settings import HALF_AND_THREE_QUARTERS
 from autoprune.validation import validated
 
 

@@ -29,8 +29,8 @@ LAYERS = (
         "settings",
         "shipped",
     }
-    | {"specs", "threads", "validation"},
-    {"data", "tasks", "models", "training", "training_settings", "initialisation", "masks", "graph"},
+    | {"specs", "threads", "training_settings", "validation"},
+    {"data", "tasks", "models", "training", "norms", "initialisation", "masks", "graph"},
     {"cost", "evidence"},
     set(rooms.ROOMS),
     {"recipe", "presets"},

@@ -11,10 +11,10 @@ from torch import nn
 from autoprune.compressed import Compressed
 from autoprune.evidence import ModelEvidence
 from autoprune.graph import Structure
-from autoprune.masks import Hold
 from autoprune.recipe import Recipe
 from autoprune.recovery import Cut, Recovery, RecoveryContext, RecoveryCost
 from autoprune.seeds import derive_seed
+from autoprune.training import StepHook
 from autoprune.trial.bench import Bench, Cost
 
 
@@ -30,7 +30,7 @@ def train_compressed(
 
 
 def train_on(
-    model: nn.Module, recipe: Recipe, bench: Bench, seed: int, epochs: float, hook: Hold | None = None
+    model: nn.Module, recipe: Recipe, bench: Bench, seed: int, epochs: float, hook: StepHook | None = None
 ) -> Cost:
     """Train a compressed model in place for `epochs` by the recipe's training recovery, if it has one."""
     method = next((r for r in recipe.recovery if r.trains), None)

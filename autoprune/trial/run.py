@@ -15,6 +15,7 @@ from torch import nn
 
 from autoprune.compressed import Compressed, Factor, factorise
 from autoprune.evidence import ModelEvidence
+from autoprune.lowrank import LowRankContext
 from autoprune.masks import zero
 from autoprune.recipe import Recipe
 from autoprune.repair import Amounts
@@ -24,7 +25,7 @@ from autoprune.trial.bench import Bench, Cost
 from autoprune.trial.choosing import Chooser, Chosen, budget_of
 from autoprune.trial.measuring import Measurement, measure, metrics_of
 from autoprune.trial.recovering import correct, reset, settle, train_compressed, train_on
-from autoprune.trial.shaping import regularised, sparsified
+from autoprune.trial.shaping import Trainer, regularised, sparsified
 from autoprune.trial.state import State, start
 
 
@@ -194,13 +195,15 @@ def _factorised(recipe: Recipe, bench: Bench, seed: int, state: State, ranks: Ma
     method = recipe.low_rank
     if method is None or not ranks:
         return _Factorised()
-    evidence, notes, cost = None, list[str](), Cost()
+    trained = Trainer(recipe, bench, seed, "lowrank", method.name)
+    method.shape(state.model, ranks, LowRankContext(data=bench.data, device=bench.device, train=trained))
+    evidence, notes, cost = None, list[str](), trained.cost
     if method.fits_outputs:
         # what the layers read now: moments of the base model are of other channels
         evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "factorise"))
         blind = [layer for layer in ranks if evidence.input_moments(layer) is None]
         notes = [f"{layer} is fitted to its weights: what it reads is not gathered" for layer in blind]
-        cost = Cost(forward_samples=bench.source.samples)
+        cost += Cost(forward_samples=bench.source.samples)
     factors = factorise(state.model, method, ranks, evidence)
     bench.laid_out(state.model)
     return _Factorised(factors=factors, notes=tuple(notes), cost=cost)

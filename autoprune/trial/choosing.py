@@ -51,7 +51,7 @@ class Chooser:
 
     def of(self, state: State, evidence: ModelEvidence, step: Step) -> Chosen:
         """Choose for the cut that comes now."""
-        scores = smoothed(_scores(self._recipe, state.structure, evidence, self._notes), self._earlier, step.momentum)
+        scores = smoothed(scores_of(self._recipe, state.structure, evidence, self._notes), self._earlier, step.momentum)
         self._probe = self._probe or self._probe_of(state, scores, evidence)
         chosen = self._repaired(state, scores, evidence, self._probe, step)
         self._earlier = {name: score[chosen.keep[name]] for name, score in scores.items()}
@@ -60,7 +60,7 @@ class Chooser:
     def ahead(self, state: State, step: Step, seed: int) -> Chosen:
         """Choose for a model that is still to be trained; measurements of it serve this choice only."""
         evidence = ModelEvidence(state.model, state.structure, self._bench.source, seed=seed)
-        scores = _scores(self._recipe, state.structure, evidence, self._notes)
+        scores = scores_of(self._recipe, state.structure, evidence, self._notes)
         return self._repaired(state, scores, evidence, self._probe_of(state, scores, evidence), step)
 
     def _probe_of(self, state: State, scores: Mapping[str, Tensor], evidence: ModelEvidence) -> Probe | None:
@@ -87,7 +87,13 @@ class Chooser:
         return Chosen(amounts, keep, implanted)
 
 
-def _scores(recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes: dict[str, str]) -> dict[str, Tensor]:
+def scores_of(
+    recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes: dict[str, str]
+) -> dict[str, Tensor]:
+    """Return normalised scores (C,) by group. What cannot be scored is left out, with the reason in `notes`.
+
+    Raises BadRecipe when the criterion scores nothing.
+    """
     if recipe.criterion is None:
         return {}
     scores: dict[str, Tensor] = {}

@@ -86,5 +86,5 @@ class Fixed(nn.Module):
 
 def test_a_model_whose_code_fixes_a_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoprune.widening.build_model", lambda model, seed: Fixed().eval())
-    with pytest.raises(BadInput, match="does not run with factors.*leave that one out"):
+    with pytest.raises(BadInput, match=r"does not run with factors.*leave that one out"):
         build({"name": "fixed"}, {"first": 2}, [1, 3, 3])

@@ -66,7 +66,7 @@ def test_studies_of_wider_models_ask_for_the_same_flops(digits_bench: Bench, tmp
         num_classes=10,
     )
     narrow = [s.group for s in found.shares if s.bottleneck]
-    assert narrow == ["layer3.conv1", "layer3.conv2"]
+    assert narrow == ["layer3.conv2"]
     files = widened_studies(found, tmp_path, factor=2.0, uniform=1.1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits-uniform.yaml", "digits-widened.yaml"]
     for kind, path in files.items():
@@ -79,9 +79,9 @@ def test_studies_of_wider_models_ask_for_the_same_flops(digits_bench: Bench, tmp
             assert before.flops_fraction is not None
             assert target.flops_fraction * flops == pytest.approx(before.flops_fraction * digits_bench.base.flops)
         assert wide.name == f"digits-{kind}"
-    conv = build_model(load(files["widened"]).config.model, 10).get_submodule("layer3.conv1")
+    conv = build_model(load(files["widened"]).config.model, 10).get_submodule("layer3.conv2")
     assert isinstance(conv, nn.Conv2d)
-    assert (conv.in_channels, conv.out_channels) == (32, 128)
+    assert (conv.in_channels, conv.out_channels) == (64, 128)
 
 
 def test_without_a_bottleneck_there_is_nothing_to_widen(digits_bench: Bench, tmp_path: Path) -> None:

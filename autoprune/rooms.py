@@ -27,6 +27,7 @@ ROOMS: Mapping[str, str] = {
     "lowrank": "LowRank",
     "sparsity": "Sparsity",
     "depth": "DepthCriterion",
+    "replacement": "Replacement",
     "recovery": "Recovery",
 }
 """Room to the name of its base class, which `autoprune.<room>` exports."""

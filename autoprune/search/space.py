@@ -43,11 +43,12 @@ _ROOM_OF = {
     "allocation": "allocation",
     "schedule": "schedules",
     "regulariser": "regularisers",
+    "replacement": "replacement",
     "low_rank": "lowrank",
     "sparsity": "sparsity",
     "depth": "depth",
 }
-_MAY_BE_NULL = frozenset({"criterion", "regulariser", "low_rank", "sparsity", "depth"})
+_MAY_BE_NULL = frozenset({"criterion", "regulariser", "replacement", "low_rank", "sparsity", "depth"})
 _NORMALISATION = Choice(
     default="mean",
     options=get_args(Normalisation),

@@ -1,4 +1,4 @@
-"""One trial: skip blocks, regularise, score, allocate, repair, cut, factorise, sparsify, recover, measure.
+"""One trial: skip blocks, regularise, score, allocate, repair, cut, implant, factorise, sparsify, recover, measure.
 
 `run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one
 rung's training, `measure` follows each.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from autoprune.compressed import Compressed, Factor, factorise
+from autoprune.compressed import Compressed, Factor, Implant, factorise, implant
 from autoprune.evidence import ModelEvidence
 from autoprune.lowrank import LowRankContext
 from autoprune.masks import zero
@@ -93,7 +93,7 @@ def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
 def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     """Bring the model down to the recipe's target, and run the recovery that needs no training.
 
-    Blocks go first, then channels by the recipe's schedule, then ranks, then single weights.
+    Blocks go first, then channels by the recipe's schedule, then kernels and ranks, then single weights.
 
     Raises UnreachableTarget when the recipe cannot meet its target, BadRecipe when it suits no group of the model.
     """
@@ -106,6 +106,7 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     state, cost = cut.state, shorter.cost + cut.cost
     cost += reset(state.model, recipe, bench, seed)
     bench.laid_out(state.model)
+    implants, remark = _implanted(recipe, bench, state, cut.implanted)
     thin = _factorised(recipe, bench, seed, state, cut.amounts.ranks)
     cost += thin.cost
     sparse, spent = sparsified(state.model, recipe, bench, seed)
@@ -114,10 +115,12 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     zero(state.model, sparse.masks)
     selection = bench.base.structure.selection(state.kept, state.skipped)
     return Prepared(
-        compressed=Compressed(model=state.model, selection=selection, factors=thin.factors, masks=sparse.masks),
+        compressed=Compressed(
+            model=state.model, selection=selection, factors=thin.factors, implants=implants, masks=sparse.masks
+        ),
         kept=state.kept,
         amounts=dataclasses.replace(cut.amounts, skipped=state.skipped),
-        notes=(*shorter.notes, *cut.notes, *thin.notes, *sparse.notes),
+        notes=(*shorter.notes, *cut.notes, *remark, *thin.notes, *sparse.notes),
         cost=dataclasses.replace(cost, seconds=time.perf_counter() - began),
     )
 
@@ -148,10 +151,11 @@ def _shortened(recipe: Recipe, bench: Bench, seed: int, state: State, evidence: 
 
 @dataclass(frozen=True, kw_only=True)
 class _Narrowed:
-    """The model behind the last cut of a schedule. amounts: of that cut."""
+    """The model behind the last cut of a schedule. amounts: of that cut. implanted: its units to get a cheaper form."""
 
     state: State
     amounts: Amounts
+    implanted: Mapping[str, list[int]]
     notes: tuple[str, ...]
     cost: Cost
 
@@ -167,7 +171,7 @@ def _narrowed(recipe: Recipe, bench: Bench, seed: int, state: State, evidence: M
             state, chosen, spent = regularised(recipe, bench, state, chooser, step, own, first=i == 0)
             cost += spent
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "shaped", i))
-        amounts, keep = chosen or chooser.of(state, evidence, step)
+        amounts, keep, implanted = chosen or chooser.of(state, evidence, step)
         chooser.strength += amounts.strength
         before = state.structure
         state = state.cut(keep)
@@ -179,7 +183,19 @@ def _narrowed(recipe: Recipe, bench: Bench, seed: int, state: State, evidence: M
             cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), epochs)
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
     whole = tuple(f"{group} stays whole: {reason}" for group, reason in notes.items())
-    return _Narrowed(state=state, amounts=amounts, notes=whole, cost=cost + chooser.cost)
+    return _Narrowed(state=state, amounts=amounts, implanted=implanted, notes=whole, cost=cost + chooser.cost)
+
+
+def _implanted(
+    recipe: Recipe, bench: Bench, state: State, units: Mapping[str, list[int]]
+) -> tuple[tuple[Implant, ...], tuple[str, ...]]:
+    """Give units their cheaper form, in place. Return what was exchanged, and a note about it."""
+    if recipe.replacement is None:
+        return (), ()
+    found = implant(state.model, state.structure, recipe.replacement, units)
+    bench.laid_out(state.model)
+    rows = sum(len(item.rows) for item in found)
+    return found, (f"{recipe.replacement.name}: {rows} rows of {len(found)} layers in a cheaper form",)
 
 
 @dataclass(frozen=True, kw_only=True)

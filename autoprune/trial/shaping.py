@@ -34,7 +34,7 @@ def regularised(
 
     def choose(model: nn.Module) -> dict[str, list[int]]:
         chosen.append(chooser.ahead(dataclasses.replace(state, model=model), step, seed))
-        return chosen[-1][1]
+        return chosen[-1].keep
 
     context = RegulariserContext(
         structure=state.structure,

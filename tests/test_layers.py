@@ -30,7 +30,7 @@ LAYERS = (
         "shipped",
     }
     | {"specs", "threads", "validation"},
-    {"data", "tasks", "models", "training", "training_settings", "initialisation", "masks", "graph"},
+    {"data", "tasks", "models", "training", "training_settings", "initialisation", "masks", "graph"} | {"programs"},
     {"cost", "evidence"},
     set(rooms.ROOMS),
     {"recipe", "presets"},

@@ -1,7 +1,8 @@
 """Compressed models in formats that run without autoprune: ONNX and torch.export's .pt2.
 
 Every export is checked before it takes its place: the written file is loaded again and must agree with the
-torch model at batch sizes 1 and 3, and must not be larger than the compressed weights allow.
+torch model at batch sizes 1 and 3, and must not be larger than the compressed weights allow. A quantised file cannot
+agree to that degree: it is measured on the artefact's data instead, beside the float model.
 """
 
 from __future__ import annotations
@@ -12,8 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from autoprune import artefact
+from autoprune.data import Data
+from autoprune.deployment.quantised import measured_on, quantise
 from autoprune.errors import BadInput, WrongArtefact
+from autoprune.files import write_bytes
 from autoprune.programs import BATCH_SIZES, FORMATS, check_size, need_onnx, tolerance_of, weight_bytes, write
+from autoprune.quantisation import Quantisation
+from autoprune.tasks import Task, evaluate
+
+QUANTISED = "model.int8.onnx"
+"""The quantised file in an artefact's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +71,48 @@ def export(folder: str | Path, format: str, example_inputs: Any) -> Exported:
         largest_difference=difference,
         tolerance=tolerance_of(model),
         batch_sizes=BATCH_SIZES,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedExport:
+    """A quantised file, and how it compares with the float model on the same samples. Sizes in bytes."""
+
+    path: Path
+    method: dict[str, Any]
+    file_bytes: int
+    float_file_bytes: int
+    split: str
+    count: int
+    accuracy: float
+    float_accuracy: float
+    calibration_samples: int
+
+
+def export_quantised(
+    folder: str | Path, method: Quantisation, data: Data, task: Task, *, seed: int = 0, batch_size: int = 512
+) -> QuantisedExport:
+    """Quantise an artefact into its folder, calibrated on its training split and measured on its test split.
+
+    Without a test split it is measured on the validation split. Raises as `deployment.quantised.quantise` does.
+    """
+    model = artefact.load(folder)
+    made = quantise(model, method, data, seed)
+    name, split = ("validation", data.validation) if data.test is None else ("test", data.test)
+    found = measured_on(made, split, task, batch_size)
+    whole = evaluate(model, split, task, batch_size)
+    target = Path(folder) / QUANTISED
+    write_bytes(target, made.content)
+    return QuantisedExport(
+        path=target,
+        method=made.method,
+        file_bytes=made.bytes,
+        float_file_bytes=made.float_bytes,
+        split=name,
+        count=whole.count,
+        accuracy=found["int8_accuracy"],
+        float_accuracy=whole.accuracy,
+        calibration_samples=made.calibration_samples,
     )
 
 

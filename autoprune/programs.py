@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoprune.data.split import map_tensors
@@ -76,11 +78,21 @@ class OnnxModel(nn.Module):
 
     def forward(self, *positional: Tensor, **by_keyword: Tensor) -> Any:
         """Return the output of one batch: a tensor, or a tuple of them."""
+        found = tuple(torch.from_numpy(value) for value in self._session.run(None, self._fed(positional, by_keyword)))
+        return found[0] if len(found) == 1 else found
+
+    def feeds(self, inputs: Any) -> dict[str, NDArray[np.generic]]:
+        """Return the inputs of a batch as the file names them: arrays that `call` takes."""
+        return self._fed(*_arguments(inputs))
+
+    def call(self, feeds: Mapping[str, NDArray[np.generic]]) -> None:
+        """Run the file on arrays, and nothing else: what a timing wants."""
+        self._session.run(None, feeds)
+
+    def _fed(self, positional: tuple[Tensor, ...], by_keyword: Mapping[str, Tensor]) -> dict[str, NDArray[np.generic]]:
         named = set(self._names) <= set(by_keyword)
         values = [by_keyword[n] for n in self._names] if named else [*positional, *by_keyword.values()]
-        fed = {name: value.cpu().numpy() for name, value in zip(self._names, values, strict=True)}
-        found = tuple(torch.from_numpy(value) for value in self._session.run(None, fed))
-        return found[0] if len(found) == 1 else found
+        return {name: value.cpu().numpy() for name, value in zip(self._names, values, strict=True)}
 
 
 def _program(model: nn.Module, inputs: Any) -> torch.export.ExportedProgram:

@@ -29,6 +29,7 @@ from autoprune.errors import BadRecipe, UnreachableTarget
 from autoprune.fields import hyperparameters
 from autoprune.lowrank import LowRank
 from autoprune.normalisation import Normalisation
+from autoprune.quantisation import Quantisation
 from autoprune.recovery import Recovery
 from autoprune.regularisers import Regulariser
 from autoprune.schedules import Schedule
@@ -56,6 +57,7 @@ RegulariserPart = Annotated[InstanceOf[Regulariser], BeforeValidator(_from_room(
 LowRankPart = Annotated[InstanceOf[LowRank], BeforeValidator(_from_room("lowrank")), _out]
 DepthPart = Annotated[InstanceOf[DepthCriterion], BeforeValidator(_from_room("depth")), _out]
 SparsityPart = Annotated[InstanceOf[Sparsity], BeforeValidator(_from_room("sparsity")), _out]
+QuantisationPart = Annotated[InstanceOf[Quantisation], BeforeValidator(_from_room("quantisation")), _out]
 RecoveryPart = Annotated[InstanceOf[Recovery], BeforeValidator(_from_room("recovery")), _out]
 
 
@@ -93,7 +95,8 @@ class Recipe(BaseModel):
     `criterion: null` cuts no channels (then `low_rank` or `depth` has to meet the target alone); `low_rank: null`
     factorises nothing, `depth: null` skips no blocks. `min_keep_fraction` is the least share of any group that stays.
     `regulariser` trains before every cut. `sparsity` zeroes single weights of what is left after all of that; it leaves
-    FLOPs as they are, so that a recipe of sparsity alone has the target 1.
+    FLOPs as they are, so that a recipe of sparsity alone has the target 1. `quantisation` is done last, on an exported
+    copy: the model in torch keeps float32 weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -111,6 +114,7 @@ class Recipe(BaseModel):
     sparsity: SparsityPart | None = None
     depth: DepthPart | None = None
     recovery: tuple[RecoveryPart, ...] = Field(default=("bn_reestimation", "finetune"), validate_default=True)
+    quantisation: QuantisationPart | None = None
     epochs: float = Field(default=1.0, ge=0)
     """Epochs of recovery training when the recipe runs alone; in a study the rungs say how long."""
     preset: str | None = None
@@ -148,6 +152,7 @@ class Recipe(BaseModel):
             self.low_rank,
             self.sparsity,
             self.depth,
+            self.quantisation,
             *self.recovery,
         )
         return frozenset(kind for part in parts if part is not None for kind in part.needs)

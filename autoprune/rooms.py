@@ -28,6 +28,7 @@ ROOMS: Mapping[str, str] = {
     "sparsity": "Sparsity",
     "depth": "DepthCriterion",
     "recovery": "Recovery",
+    "quantisation": "Quantisation",
 }
 """Room to the name of its base class, which `autoprune.<room>` exports."""
 

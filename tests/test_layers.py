@@ -34,7 +34,7 @@ LAYERS = (
     {"cost", "evidence"},
     set(rooms.ROOMS),
     {"recipe", "presets"},
-    {"compressed", "base", "probe", "repair", "shortening", "trial"},
+    {"compressed", "base", "probe", "repair", "shortening", "trial", "deployment"},
     {"artefact", "export"},
     {"search"},
     {"study"},

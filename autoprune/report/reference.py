@@ -23,6 +23,7 @@ _ROOM_TITLES = {
     "depth": "Depth: which residual blocks are skipped",
     "sparsity": "Sparsity: which single weights become zero",
     "recovery": "Recovery: winning accuracy back",
+    "quantisation": "Quantisation: integers in the deployed file",
     PRESETS: "Presets: published methods as a choice of parts",
 }
 

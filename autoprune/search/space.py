@@ -46,8 +46,9 @@ _ROOM_OF = {
     "low_rank": "lowrank",
     "sparsity": "sparsity",
     "depth": "depth",
+    "quantisation": "quantisation",
 }
-_MAY_BE_NULL = frozenset({"criterion", "regulariser", "low_rank", "sparsity", "depth"})
+_MAY_BE_NULL = frozenset({"criterion", "regulariser", "low_rank", "sparsity", "depth", "quantisation"})
 _NORMALISATION = Choice(
     default="mean",
     options=get_args(Normalisation),

@@ -30,11 +30,11 @@ LAYERS = (
         "shipped",
     }
     | {"specs", "threads", "training_settings", "validation"},
-    {"data", "tasks", "curvature", "models", "training", "norms", "initialisation", "masks", "graph"},
+    {"data", "tasks", "curvature", "models", "training", "norms", "initialisation", "masks", "graph"} | {"programs"},
     {"cost", "evidence"},
     set(rooms.ROOMS),
     {"recipe", "presets"},
-    {"compressed", "base", "probe", "repair", "shortening", "trial"},
+    {"compressed", "base", "probe", "repair", "shortening", "trial", "widening", "deployment"},
     {"artefact", "export"},
     {"search"},
     {"study"},

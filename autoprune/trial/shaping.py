@@ -81,15 +81,15 @@ class _Ahead:
         self, model: nn.Module, alive: Mapping[str, list[int]] | None = None, progress: float = 1.0
     ) -> Mapping[str, list[int]]:
         now = dataclasses.replace(self.state, model=model)
-        spent = self.chosen[0].strength if alive and self.chosen is not None else 0.0
+        spent = self.chosen.amounts.strength if alive and self.chosen is not None else 0.0
         part = self.before + progress * (self.step.progress - self.before)
-        amounts, keep = self.chooser.ahead(
+        amounts, keep, implanted = self.chooser.ahead(
             now.cut(alive) if alive else now, dataclasses.replace(self.step, progress=part), self.seed, spent
         )
         if alive:
             # by the numbers that the units have in the structure before the training
             keep = {name: [alive[name][i] for i in kept] if name in alive else kept for name, kept in keep.items()}
-        self.chosen = dataclasses.replace(amounts, strength=amounts.strength + spent), keep
+        self.chosen = Chosen(dataclasses.replace(amounts, strength=amounts.strength + spent), keep, implanted)
         return keep
 
 

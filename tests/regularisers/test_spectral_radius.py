@@ -59,7 +59,7 @@ def test_what_is_zero_at_the_end_is_what_the_cut_takes_and_the_cut_equals_the_mo
     found = shaped(digits_bench, watch)
     assert sizes == sorted(sizes, reverse=True)  # chosen among what is left, by really cut copies
     assert sizes[0] > sizes[-1]
-    amounts, keep = found.chosen
+    amounts, keep = found.chosen.amounts, found.chosen.keep
     assert 0.45 < amounts.flops_fraction <= 0.5
     structure, model = found.state.structure, cast(nn.Module, found.state.model)
     for group in structure.groups:

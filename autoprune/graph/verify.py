@@ -201,7 +201,8 @@ class _Trial:
             training = self._training_problem(model)
             # The cut copy goes before the full model takes its place: both at once are too much for large ones.
             model = self.bench.model
-            with surgery.masked(self.structure, model, keep), self.bench.ready():
+            with self.bench.ready():
+                surgery.zero(self.structure, model, keep)
                 full = self._run(model)
             return self._difference(cut, full) or self._cost_problem(saved, keep) or training
         except Exception as error:

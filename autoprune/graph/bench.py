@@ -144,7 +144,9 @@ def _train_shapes(model: nn.Module, inputs: tracer.Inputs) -> Any:
     """Shapes of a training pass, or the exception. Leaves fitting statistics, so that signals keep their
     size."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None]
-    if not norms and (found := _foretold(model, inputs)) is not None:
+    # torch takes a recurrent layer apart, step by step, to foretell its shapes.
+    steps = any(isinstance(m, nn.RNNBase) for m in model.modules())
+    if not norms and not steps and (found := _foretold(model, inputs)) is not None:
         return found
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

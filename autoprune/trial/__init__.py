@@ -15,7 +15,6 @@ __all__ = [
     "metrics_of",
     "prepare",
     "restart",
-    "restart",
     "run_trial",
     "train_compressed",
     "train_on",

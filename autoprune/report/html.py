@@ -15,18 +15,21 @@ from typing import Any
 import yaml
 
 from autoprune.files import write_text
-from autoprune.report import polished, provenance
+from autoprune.report import polished, provenance, scratch
 from autoprune.report.figures import Figure, figures
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
 from autoprune.report.significance import as_good_as_next
 from autoprune.report.tables import (
     REFERENCE,
+    SCRATCH_COLUMNS,
+    SCRATCH_LEGEND,
     counts_by_state,
     duration,
     gain,
     human,
     percent,
     points,
+    scratch_cells,
     sparse_cells,
     targets_of,
 )
@@ -54,6 +57,7 @@ def render(front: Front) -> str:
             _plot_sections(drawn),
             _front_section(front),
             _polished_section(front),
+            _scratch_section(front),
             _failures_section(front.record.trials),
             _about_section(front),
         ]
@@ -242,6 +246,20 @@ def _polished_section(front: Front) -> str:
     return f"""<section><h2>After polishing</h2>
 <p class="soft">Mean and 95 % confidence interval over the trainings: the model's own, and repeats of its recipe from
 the base model with other seeds.</p>
+<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"""
+
+
+def _scratch_section(front: Front) -> str:
+    """The section about scratch baselines, once there is one; models without are marked."""
+    if not scratch.read_runs(front.record.folder):
+        return ""
+    heads = "".join(f'<th scope="col">{head}</th>' for head in SCRATCH_COLUMNS)
+    rows = "".join(
+        f'<tr><th scope="row">{_text(name)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+        for name, *cells in scratch_cells(front)
+    )
+    return f"""<section><h2>From scratch</h2>
+<p class="soft">{_text(SCRATCH_LEGEND)}</p>
 <div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"""
 
 

@@ -112,13 +112,13 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     recipe = shorter.recipe
     cut = _narrowed(recipe, bench, seed, shorter.state, shorter.evidence)
     state, cost = cut.state, shorter.cost + cut.cost
-    cost += reset(state.model, recipe, bench, seed)
-    bench.laid_out(state.model)
     implants, remark = _implanted(recipe, bench, state, cut.implanted)
     thin = _factorised(recipe, bench, seed, state, cut.amounts.ranks)
     cost += thin.cost
     sparse, spent = sparsified(state.model, recipe, bench, seed)
-    cost += spent + settle(state.model, recipe, bench, seed)
+    cost += spent + reset(state.model, recipe, bench, seed)
+    bench.laid_out(state.model)
+    cost += settle(state.model, recipe, bench, seed)
     # a recovery that gives weights new values knows nothing of masks
     zero(state.model, sparse.masks)
     if recipe.replacement is not None and recipe.replacement.whole:

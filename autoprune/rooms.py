@@ -27,7 +27,9 @@ ROOMS: Mapping[str, str] = {
     "lowrank": "LowRank",
     "sparsity": "Sparsity",
     "depth": "DepthCriterion",
+    "replacement": "Replacement",
     "recovery": "Recovery",
+    "quantisation": "Quantisation",
 }
 """Room to the name of its base class, which `autoprune.<room>` exports."""
 

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 import autoprune
+from autoprune.cli.bottlenecks import bottlenecks
 from autoprune.cli.common import reporting, show_tracebacks
+from autoprune.cli.measure import measure
 from autoprune.cli.methods import methods
 from autoprune.cli.models import compress, evaluate, export
 from autoprune.cli.query import query
@@ -51,9 +53,11 @@ for _command in (
     query,
     evaluate,
     export,
+    measure,
     report,
     scratch,
     compress,
+    bottlenecks,
     methods,
     show,
 ):

@@ -36,6 +36,7 @@ def front(
 ) -> None:
     """Show the Pareto front, with the baselines at equal FLOPs."""
     from autoprune.report import tables
+    from autoprune.report.speed_tables import print_speed
 
     if as_json and as_csv:
         raise BadInput("--json and --csv exclude each other")
@@ -48,6 +49,7 @@ def front(
         typer.echo(f"No trial of {run} has finished yet. 'autoprune status {run}' shows how far it is.")
     else:
         tables.print_front(common.console(), found)
+        print_speed(common.console(), found.speeds)
         typer.echo(f"Next: autoprune pick {run} --trial {found.trials[0].number} --out DIR")
 
 
@@ -111,6 +113,7 @@ def scratch(
     """Train the front's architectures from scratch under a fair budget: what the inherited weights are worth."""
     from autoprune.report import tables
     from autoprune.report.front import Selector
+    from autoprune.report.html import write_report
     from autoprune.report.scratch import ARMS, rows, train_from_scratch
     from autoprune.study.run_folder import RunFolder
 
@@ -124,6 +127,7 @@ def scratch(
     folder = found.record.folder
     say = lambda text: typer.echo(text, err=True)  # noqa: E731
     train_from_scratch(RunFolder(folder), chosen, arms=arms, seeds=seeds, epochs=epochs, say=say)
+    write_report(found)
     if as_json:
         common.print_json(list(rows(folder, chosen)))
     else:

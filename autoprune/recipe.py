@@ -29,12 +29,14 @@ from autoprune.errors import BadRecipe, UnreachableTarget
 from autoprune.fields import hyperparameters
 from autoprune.lowrank import LowRank
 from autoprune.normalisation import Normalisation
+from autoprune.quantisation import Quantisation
 from autoprune.recovery import Recovery
 from autoprune.regularisers import Regulariser
 from autoprune.replacement import Replacement
 from autoprune.schedules import Schedule
 from autoprune.sparsity import Sparsity
-from autoprune.specs import HALF_AND_THREE_QUARTERS, TrainSpec
+from autoprune.specs import TrainSpec
+from autoprune.training_settings import HALF_AND_THREE_QUARTERS
 from autoprune.validation import validated
 
 
@@ -58,6 +60,7 @@ ReplacementPart = Annotated[InstanceOf[Replacement], BeforeValidator(_from_room(
 LowRankPart = Annotated[InstanceOf[LowRank], BeforeValidator(_from_room("lowrank")), _out]
 DepthPart = Annotated[InstanceOf[DepthCriterion], BeforeValidator(_from_room("depth")), _out]
 SparsityPart = Annotated[InstanceOf[Sparsity], BeforeValidator(_from_room("sparsity")), _out]
+QuantisationPart = Annotated[InstanceOf[Quantisation], BeforeValidator(_from_room("quantisation")), _out]
 RecoveryPart = Annotated[InstanceOf[Recovery], BeforeValidator(_from_room("recovery")), _out]
 
 
@@ -96,7 +99,7 @@ class Recipe(BaseModel):
     factorises nothing, `depth: null` skips no blocks, `replacement: null` removes all units that a cut affects.
     `min_keep_fraction` is the least share of any group that stays. `regulariser` trains before every cut. `sparsity`
     zeroes single weights of what is left after all of that; it leaves FLOPs as they are, so that a recipe of sparsity
-    alone has the target 1.
+    alone has the target 1. `quantisation` is done last, on an exported copy: the model in torch keeps float32 weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -115,6 +118,7 @@ class Recipe(BaseModel):
     sparsity: SparsityPart | None = None
     depth: DepthPart | None = None
     recovery: tuple[RecoveryPart, ...] = Field(default=("bn_reestimation", "finetune"), validate_default=True)
+    quantisation: QuantisationPart | None = None
     epochs: float = Field(default=1.0, ge=0)
     """Epochs of recovery training when the recipe runs alone; in a study the rungs say how long."""
     preset: str | None = None
@@ -158,6 +162,7 @@ class Recipe(BaseModel):
             self.low_rank,
             self.sparsity,
             self.depth,
+            self.quantisation,
             *self.recovery,
         )
         return frozenset(kind for part in parts if part is not None for kind in part.needs)

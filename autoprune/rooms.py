@@ -29,6 +29,7 @@ ROOMS: Mapping[str, str] = {
     "depth": "DepthCriterion",
     "replacement": "Replacement",
     "recovery": "Recovery",
+    "quantisation": "Quantisation",
 }
 """Room to the name of its base class, which `autoprune.<room>` exports."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
-from autoprune import artefact, export
+from autoprune import artefact, export, programs
 from autoprune.artefact import Manifest
 from autoprune.compressed import Compressed
 from autoprune.graph import Structure, trace
@@ -20,7 +20,7 @@ from autoprune.specs import ModelSpec
 
 from .graph.transformers import ATTENTION, transformer
 
-BATCH = 5  # another one than export.write checks
+BATCH = 5  # another one than programs.write checks
 
 
 def every_second(structure: Structure) -> dict[str, np.ndarray]:
@@ -69,7 +69,7 @@ def test_every_way_to_write_attention(
 ) -> None:
     pytest.importorskip("onnxruntime")
     small, masked, example = cut_attention
-    assert export.write(small, tmp_path / f"m.{format}", format, example) < 1e-5
+    assert programs.write(small, tmp_path / f"m.{format}", format, example) < 1e-5
     check_file(tmp_path / f"m.{format}", format, small, masked, example)
 
 
@@ -98,7 +98,7 @@ def test_attention_of_torch_with_a_mask(tmp_path: Path, format: str) -> None:
     assert {"head", "head_dim"} <= set(structure.kinds), structure.frozen
     keep = every_second(structure)
     small = structure.cut(model, keep)
-    assert export.write(small, tmp_path / f"m.{format}", format, example) < 1e-5
+    assert programs.write(small, tmp_path / f"m.{format}", format, example) < 1e-5
     check_file(tmp_path / f"m.{format}", format, small, structure.mask(model, keep), example)
 
 

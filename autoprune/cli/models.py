@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,6 +89,13 @@ def export(
         str | None,
         typer.Option(help="Shape of one sample, e.g. 3x32x32, in place of a sample of the recorded data."),
     ] = None,
+    quantise: Annotated[
+        str | None,
+        typer.Option(
+            help="Write model.int8.onnx by this method; see 'autoprune methods quantisation'. Needs the data.",
+            show_default=False,
+        ),
+    ] = None,
     settings: DataOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
@@ -95,6 +103,9 @@ def export(
     from autoprune.export import export as write_export
     from autoprune.report.tables import print_mapping
 
+    if quantise is not None:
+        export_quantised(folder, quantise, format, input_shape, settings, as_json)
+        return
     inputs = example_inputs(folder, input_shape, settings)
     made = write_export(folder, format.value, inputs)
     if as_json:
@@ -112,6 +123,34 @@ def export(
         ["checked at batch sizes", ", ".join(map(str, made.batch_sizes))],
     ]
     print_mapping(common.console(), f"Exported as {made.format}", rows, ("", "value"))
+
+
+def export_quantised(
+    folder: Path, method: str, format: FormatName, shape: str | None, settings: list[str] | None, as_json: bool
+) -> None:
+    """Write an artefact's quantised file. Raises BadInput for options that do not go with it."""
+    from autoprune.deployment.quantised import method_of
+    from autoprune.export import export_quantised as write_quantised
+    from autoprune.report.evaluation import artefact_setting
+    from autoprune.report.tables import percent, points, print_mapping
+
+    if format is not FormatName.onnx:
+        raise BadInput(f"--quantise writes ONNX files only, got --format {format.value}")
+    if shape is not None:
+        raise BadInput("--quantise calibrates and measures on the recorded data; leave out --input-shape")
+    data, task = artefact_setting(folder, data_overrides(settings))
+    made = write_quantised(folder, method_of(method), data, task)
+    if as_json:
+        common.print_json({name: getattr(made, name) for name in made.__dataclass_fields__})
+        return
+    rows = [
+        ["file", str(made.path)],
+        ["file size", f"{size(made.file_bytes)} (float32: {size(made.float_file_bytes)})"],
+        [f"accuracy ({made.split}, {made.count} samples)", percent(made.accuracy)],
+        ["of the float32 model", f"{percent(made.float_accuracy)} ({points(made.accuracy - made.float_accuracy)})"],
+        ["calibrated on", f"{made.calibration_samples} training samples"],
+    ]
+    print_mapping(common.console(), f"Quantised by {method}", rows, ("", "value"))
 
 
 def compress(
@@ -222,6 +261,7 @@ def print_outcome(outcome: Outcome, out: Path) -> None:
         ["FLOPs", f"{human(found.flops)} ({100 * found.flops_fraction:.1f} % of the base model)"],
         ["parameters", f"{human(found.params)} ({100 * found.params_fraction:.1f} %)"],
         *sparse_rows(found.sparsity, found.sparse_flops, found.sparse_flops_fraction),
+        *int8_rows(outcome.metrics),
         ["trained on", f"{human(outcome.cost.trained_samples)} samples"],
         ["time", duration(outcome.cost.seconds)],
     ]
@@ -242,6 +282,17 @@ def sparse_rows(sparsity: float, flops: float, fraction: float | None = None) ->
         ["weights that are zero", percent(sparsity)],
         ["sparse FLOPs, were zeros skipped", f"{human(flops)}{share}"],
     ]
+
+
+def int8_rows(metrics: Mapping[str, float]) -> list[list[str]]:
+    """Return the rows about a quantised file, none without one."""
+    from autoprune.report.tables import percent, points
+
+    if "int8_accuracy" not in metrics:
+        return []
+    accuracy, drop = metrics["int8_accuracy"], metrics["int8_accuracy"] - metrics["accuracy"]
+    sizes = f"{size(int(metrics['int8_bytes']))} (float32: {size(int(metrics['float_bytes']))})"
+    return [["int8 file, validation accuracy", f"{percent(accuracy)} ({points(drop)})"], ["int8 file, size", sizes]]
 
 
 def size(count: int) -> str:

@@ -11,6 +11,7 @@ from autoprune.errors import BadData, BadInput
 if TYPE_CHECKING:
     from autoprune.artefact import Manifest
     from autoprune.data import Data
+    from autoprune.tasks import Task
 
 SPLITS = ("validation", "test")
 
@@ -29,6 +30,18 @@ def artefact_data(manifest: Manifest, overrides: Mapping[str, Any], folder: str 
     return build_data(manifest.data.spec.model_dump(exclude_unset=True) | dict(overrides))
 
 
+def artefact_setting(folder: str | Path, overrides: Mapping[str, Any]) -> tuple[Data, Task]:
+    """Build the data and the task that an artefact records. Raises as `artefact_data` does."""
+    from autoprune.artefact import check_reference, read_manifest
+    from autoprune.tasks import build_task
+
+    manifest = read_manifest(folder)
+    data = artefact_data(manifest, overrides, folder)
+    for reference in (manifest.task.loss, manifest.task.metric):
+        check_reference(reference or "", "task")
+    return data, build_task(manifest.task)
+
+
 def evaluate_artefact(
     folder: str | Path,
     splits: tuple[str, ...] = SPLITS,
@@ -45,17 +58,13 @@ def evaluate_artefact(
     one. A split that the data lacks is None. Raises BadInput, WrongArtefact, BadData.
     """
     from autoprune import artefact
-    from autoprune.artefact import check_reference
     from autoprune.cost import count_flops, count_params, count_sparse_flops, latency_ms, sparsity_of
     from autoprune.settings import TrialSettings
-    from autoprune.tasks import build_task, evaluate
+    from autoprune.tasks import evaluate
 
     manifest = artefact.read_manifest(folder)
     model = artefact.load(folder)
-    data = artefact_data(manifest, overrides or {}, folder)
-    for reference in (manifest.task.loss, manifest.task.metric):
-        check_reference(reference or "", "task")
-    task = build_task(manifest.task)
+    data, task = artefact_setting(folder, overrides or {})
     place = TrialSettings(device=device).torch_device()
     found: dict[str, Any] = {}
     for name in splits:

@@ -24,6 +24,7 @@ _ROOM_TITLES = {
     "sparsity": "Sparsity: which single weights become zero",
     "replacement": "Replacement: units that stay in a cheaper form",
     "recovery": "Recovery: winning accuracy back",
+    "quantisation": "Quantisation: integers in the deployed file",
     PRESETS: "Presets: published methods as a choice of parts",
 }
 

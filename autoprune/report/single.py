@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoprune.files import read_json
+from autoprune.files import read_json, write_bytes
 from autoprune.study import events
 from autoprune.study.config import StudyConfig, load
 from autoprune.study.run_folder import RunFolder, default_run, differences, self_contained
@@ -101,9 +101,10 @@ def _counted(say: Say) -> Callable[[int], None]:
 def save_outcome(
     config: StudyConfig, bench: Bench, outcome: Outcome, seed: int, out: Path, base_metrics: Mapping[str, float]
 ) -> None:
-    """Save what a recipe gave on a study's base model as an artefact."""
+    """Save what a recipe gave on a study's base model as an artefact, with its quantised file if there is one."""
     from autoprune import artefact
     from autoprune.artefact import DataRecord, Manifest
+    from autoprune.export import QUANTISED
 
     data = bench.data
     metrics = outcome.metrics | {f"base_{name}": value for name, value in base_metrics.items()}
@@ -118,3 +119,5 @@ def save_outcome(
         notes=outcome.notes,
     )
     artefact.save(out, outcome.compressed, manifest)
+    if outcome.deployed.quantised is not None:
+        write_bytes(out / QUANTISED, outcome.deployed.quantised.content)

@@ -47,8 +47,9 @@ _ROOM_OF = {
     "low_rank": "lowrank",
     "sparsity": "sparsity",
     "depth": "depth",
+    "quantisation": "quantisation",
 }
-_MAY_BE_NULL = frozenset({"criterion", "regulariser", "replacement", "low_rank", "sparsity", "depth"})
+_MAY_BE_NULL = frozenset({"criterion", "regulariser", "replacement", "low_rank", "sparsity", "depth", "quantisation"})
 _NORMALISATION = Choice(
     default="mean",
     options=get_args(Normalisation),

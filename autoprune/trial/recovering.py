@@ -15,6 +15,7 @@ from autoprune.masks import Hold, zero
 from autoprune.recipe import Recipe
 from autoprune.recovery import Cut, Recovery, RecoveryContext, RecoveryCost
 from autoprune.seeds import derive_seed
+from autoprune.training import StepHook
 from autoprune.trial.bench import Bench, Cost
 
 
@@ -41,7 +42,7 @@ def restart(compressed: Compressed, recipe: Recipe, bench: Bench, seed: int) -> 
 
 
 def train_on(
-    model: nn.Module, recipe: Recipe, bench: Bench, seed: int, epochs: float, hook: Hold | None = None
+    model: nn.Module, recipe: Recipe, bench: Bench, seed: int, epochs: float, hook: StepHook | None = None
 ) -> Cost:
     """Train a compressed model in place for `epochs` by the recipe's training recovery, if it has one."""
     method = next((r for r in recipe.recovery if r.trains), None)

@@ -1,4 +1,4 @@
-"""One trial: skip blocks, regularise, score, allocate, repair, cut, implant, factorise, sparsify, recover, measure.
+"""One trial: from skipped blocks and cuts over low rank, masks and recovery to what is measured and quantised.
 
 `run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one
 rung's training, `measure` follows each.
@@ -15,16 +15,19 @@ from torch import nn
 
 from autoprune.compressed import Compressed, Factor, Implant, factorise, implant
 from autoprune.evidence import ModelEvidence
+from autoprune.lowrank import LowRankContext
 from autoprune.masks import zero
+from autoprune.programs import need_onnx
 from autoprune.recipe import Recipe
 from autoprune.repair import Amounts
 from autoprune.seeds import derive_seed
 from autoprune.shortening import shorten
 from autoprune.trial.bench import Bench, Cost
 from autoprune.trial.choosing import Chooser, Chosen, budget_of
+from autoprune.trial.deploying import Deployed, deploy
 from autoprune.trial.measuring import Measurement, measure, metrics_of
 from autoprune.trial.recovering import correct, reset, settle, train_compressed, train_on
-from autoprune.trial.shaping import regularised, sparsified
+from autoprune.trial.shaping import Trainer, regularised, sparsified
 from autoprune.trial.state import State, start
 
 
@@ -45,7 +48,7 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result of one recipe."""
+    """The result of one recipe. validation: of the float model; `deployed` is what quantisation made of it."""
 
     recipe: Recipe
     compressed: Compressed
@@ -54,6 +57,7 @@ class Outcome:
     before_training: Measurement
     notes: tuple[str, ...]
     cost: Cost
+    deployed: Deployed = field(default_factory=Deployed)
 
     @property
     def model(self) -> nn.Module:
@@ -62,15 +66,18 @@ class Outcome:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Accuracy and cost of the model as plain numbers."""
-        return metrics_of(self.validation)
+        """Accuracy and cost of the model as plain numbers, and of its quantised file under names of their own."""
+        return metrics_of(self.validation) | dict(self.deployed.metrics)
 
 
 def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
     """Compress by one recipe, train for its `epochs`, and measure on the validation split.
 
-    Raises UnreachableTarget, BadRecipe, LossNotFinite, OutOfMemory.
+    Raises UnreachableTarget, BadRecipe, LossNotFinite, OutOfMemory; MissingDependency, Failure, CheckFailed where the
+    recipe quantises.
     """
+    if recipe.quantisation is not None:
+        need_onnx(f"quantising by {recipe.quantisation.name}")
     prepared = prepare(recipe, bench, seed)
     model = prepared.compressed.model
     before = measure(model, bench)
@@ -78,6 +85,7 @@ def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
         prepared.compressed, recipe, bench, derive_seed(seed, "train"), recipe.epochs
     )
     after = measure(model, bench) if recipe.epochs > 0 else before
+    deployed = deploy(model, recipe, bench, seed)
     return Outcome(
         recipe=recipe,
         compressed=compressed,
@@ -85,7 +93,8 @@ def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
         validation=after,
         before_training=before,
         notes=prepared.notes,
-        cost=prepared.cost + before.cost + trained + (after.cost if after is not before else Cost()),
+        cost=prepared.cost + before.cost + trained + (after.cost if after is not before else Cost()) + deployed.cost,
+        deployed=deployed,
     )
 
 
@@ -210,13 +219,15 @@ def _factorised(recipe: Recipe, bench: Bench, seed: int, state: State, ranks: Ma
     method = recipe.low_rank
     if method is None or not ranks:
         return _Factorised()
-    evidence, notes, cost = None, list[str](), Cost()
+    trained = Trainer(recipe, bench, seed, "lowrank", method.name)
+    method.shape(state.model, ranks, LowRankContext(data=bench.data, device=bench.device, train=trained))
+    evidence, notes, cost = None, list[str](), trained.cost
     if method.fits_outputs:
         # what the layers read now: moments of the base model are of other channels
         evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "factorise"))
         blind = [layer for layer in ranks if evidence.input_moments(layer) is None]
         notes = [f"{layer} is fitted to its weights: what it reads is not gathered" for layer in blind]
-        cost = Cost(forward_samples=bench.source.samples)
+        cost += Cost(forward_samples=bench.source.samples)
     factors = factorise(state.model, method, ranks, evidence)
     bench.laid_out(state.model)
     return _Factorised(factors=factors, notes=tuple(notes), cost=cost)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from autoprune.errors import BadRecipe
-from autoprune.masks import Hold, prunable
+from autoprune.masks import prunable
 from autoprune.recipe import Recipe
 from autoprune.regularisers import RegulariserContext
 from autoprune.schedules import Step
 from autoprune.seeds import derive_seed
 from autoprune.sparsity import Sparsified, SparsityContext
+from autoprune.training import StepHook
 from autoprune.trial.bench import Bench, Cost
 from autoprune.trial.choosing import Chooser, Chosen
 from autoprune.trial.recovering import train_on
@@ -56,23 +58,35 @@ def sparsified(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> tup
         return Sparsified(masks={}), Cost()
     if not prunable(model):
         raise BadRecipe(f"{type(model).__name__} has no convolution or linear layer whose weights could become zero")
-    began, total = time.perf_counter(), Cost()
-
-    def train(model: nn.Module, epochs: float, hook: Hold, *purpose: str | int) -> None:
-        nonlocal total
-        if not any(r.trains for r in recipe.recovery):
-            raise BadRecipe(
-                f"sparsity method {method.name!r} trains the model, but the recipe has no recovery that says how; add "
-                "finetune or distillation"
-            )
-        total += train_on(model, recipe, bench, derive_seed(seed, "sparsity", *purpose), epochs, hook)
-
+    began, train = time.perf_counter(), Trainer(recipe, bench, seed, "sparsity", method.name)
     context = SparsityContext(
         data=bench.data, task=bench.task, seed=derive_seed(seed, "sparsity"), device=bench.device, train=train
     )
     found = method.sparsify(model, context)
     return found, Cost(
-        trained_samples=total.trained_samples,
-        forward_samples=total.forward_samples + found.forward_samples,
+        trained_samples=train.cost.trained_samples,
+        forward_samples=train.cost.forward_samples + found.forward_samples,
         seconds=time.perf_counter() - began,
     )
+
+
+@dataclass
+class Trainer:
+    """Trains by the recipe's recovery for a method of a room, and counts what that costs."""
+
+    recipe: Recipe
+    bench: Bench
+    seed: int
+    room: str
+    method: str
+    cost: Cost = field(default_factory=Cost)
+
+    def __call__(self, model: nn.Module, epochs: float, hook: StepHook, *purpose: str | int) -> None:
+        """Raises BadRecipe when the recipe has no recovery that trains."""
+        if not any(r.trains for r in self.recipe.recovery):
+            raise BadRecipe(
+                f"{self.room} method {self.method!r} trains the model, but the recipe has no recovery that says how; "
+                "add finetune or distillation"
+            )
+        seed = derive_seed(self.seed, self.room, *purpose)
+        self.cost += train_on(model, self.recipe, self.bench, seed, epochs, hook)

@@ -30,7 +30,7 @@ LAYERS = (
         "shipped",
     }
     | {"specs", "threads", "training_settings", "validation"},
-    {"data", "tasks", "models", "training", "norms", "initialisation", "masks", "graph"} | {"programs"},
+    {"data", "tasks", "curvature", "models", "training", "norms", "initialisation", "masks", "graph"} | {"programs"},
     {"cost", "evidence"},
     set(rooms.ROOMS),
     {"recipe", "presets"},

@@ -10,6 +10,7 @@ import typer
 import autoprune
 from autoprune.cli.bottlenecks import bottlenecks
 from autoprune.cli.common import reporting, show_tracebacks
+from autoprune.cli.measure import measure
 from autoprune.cli.methods import methods
 from autoprune.cli.models import compress, evaluate, export
 from autoprune.cli.query import query
@@ -52,6 +53,7 @@ for _command in (
     query,
     evaluate,
     export,
+    measure,
     report,
     scratch,
     compress,

@@ -36,6 +36,7 @@ def front(
 ) -> None:
     """Show the Pareto front, with the baselines at equal FLOPs."""
     from autoprune.report import tables
+    from autoprune.report.speed_tables import print_speed
 
     if as_json and as_csv:
         raise BadInput("--json and --csv exclude each other")
@@ -48,6 +49,7 @@ def front(
         typer.echo(f"No trial of {run} has finished yet. 'autoprune status {run}' shows how far it is.")
     else:
         tables.print_front(common.console(), found)
+        print_speed(common.console(), found.speeds)
         typer.echo(f"Next: autoprune pick {run} --trial {found.trials[0].number} --out DIR")
 
 

@@ -15,12 +15,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import BadInput, UnknownName
-from autoprune.report import polished, scratch
+from autoprune.report import polished, scratch, speed
 from autoprune.search.noise import standard_error
 from autoprune.search.objectives import METRIC_OF
 from autoprune.study.records import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
+    from autoprune.deployment.speed import Measured
     from autoprune.report.pick import Pick
 
 # Costs are counted exactly; this only forgives the rounding of a target that a user typed.
@@ -245,6 +246,17 @@ class Front:
         found = [t for t in finished(self.record.trials) if t.baseline]
         return tuple(sorted(found, key=lambda t: (-flops_fraction(t), name_of(t))))
 
+    @cached_property
+    def speeds(self) -> tuple[speed.Row, ...]:
+        """What was measured of the front and the baselines, on any back end."""
+        shown = {t.number for t in (*self.trials, *self.baselines)}
+        return tuple(row for row in speed.read_rows(self.record.folder) if row.trial in shown)
+
+    @cached_property
+    def speed_of(self) -> Mapping[int, Measured]:
+        """Trial to its measurement in the float setting measured last: times of one column are of one setting."""
+        return {row.trial: row.measured for row in speed.newest_setting(self.speeds) if row.trial is not None}
+
     @property
     def base(self) -> Mapping[str, float]:
         """Metrics of the base model: flops, params, accuracy, test_accuracy where there is one ..."""
@@ -310,6 +322,7 @@ class Front:
             "base": dict(self.base),
             "front": [plain_trial(t) | {"as_good_as_next": same.get(t.number)} for t in self.trials],
             "baselines": [plain_trial(t) for t in self.baselines],
+            "measured": [row.plain() for row in self.speeds],
             "scratch": list(scratch.rows(self.record.folder, (*self.trials, *self.baselines))),
         }
 
@@ -321,7 +334,7 @@ class Front:
         writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for number, trial in shown.items():
-            writer.writerow(plain_trial(trial) | {"on_front": number in on_front})
+            writer.writerow(plain_trial(trial) | _speed(self.speed_of.get(number)) | {"on_front": number in on_front})
         return text.getvalue()
 
 
@@ -332,7 +345,16 @@ _COSTS = (
 _WHOLE = ("flops", "sparse_flops", "params")
 CSV_COLUMNS = (
     "trial", "baseline", "on_front", "target", "accuracy", "test_accuracy", *_COSTS, "seconds",
+    "speed_up", "speed_up_low", "speed_up_high", "speed_setting",
 )  # fmt: skip
+
+
+def _speed(found: Measured | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    ratio = found.speed_up
+    named = {"speed_up": ratio.value, "speed_up_low": ratio.low, "speed_up_high": ratio.high}
+    return named | {"speed_setting": speed.heading(found)}
 
 
 def plain_trial(trial: TrialRecord) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import datetime
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 
 from autoprune.files import write_text
-from autoprune.report import polished, provenance, scratch
+from autoprune.report import polished, provenance, scratch, speed
 from autoprune.report.figures import Figure, figures
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
 from autoprune.report.significance import as_good_as_next
+from autoprune.report.speed_tables import SPEED_COLUMNS, speed_cells
 from autoprune.report.tables import (
     REFERENCE,
     SCRATCH_COLUMNS,
@@ -58,6 +59,7 @@ def render(front: Front) -> str:
             _front_section(front),
             _polished_section(front),
             _scratch_section(front),
+            _speed_section(front),
             _failures_section(front.record.trials),
             _about_section(front),
         ]
@@ -183,7 +185,8 @@ def _front_section(front: Front) -> str:
     on_front = {t.number for t in front.trials}
     sparse = has_sparsity(rows)
     body = "".join(_front_row(front, t, t.number in on_front, sparse) for t in rows)
-    more = (
+    more = '<th scope="col">speed-up</th>' if front.speed_of else ""
+    more += (
         '<th scope="col">sparse FLOPs</th><th scope="col">of base</th><th scope="col">sparsity</th>' if sparse else ""
     )
     told = " by dense kernels; sparse FLOPs are those left were products with zero weights skipped" if sparse else ""
@@ -196,12 +199,13 @@ neighbour is as good within the noise (95 % level).</p>
 <th scope="col">params</th>
 <th scope="col">of base</th><th scope="col">validation</th><th scope="col">vs {REFERENCE}</th><th scope="col">test</th>
 <th scope="col">by rung</th><th scope="col" class="left">recipe</th></tr></thead>
-<tbody>{_base_row(front.base, sparse)}{body}</tbody></table></div></section>"""
+<tbody>{_base_row(front, sparse)}{body}</tbody></table></div></section>"""
 
 
-def _base_row(base: Mapping[str, float], sparse: bool) -> str:
+def _base_row(front: Front, sparse: bool) -> str:
+    base = front.base
     cells = [
-        human(base.get("flops", math.nan)), "100 %",
+        human(base.get("flops", math.nan)), "100 %", *(["1x"] if front.speed_of else []),
         *sparse_cells({"sparse_flops_fraction": 1.0, "sparsity": 0.0, "sparse_flops": math.nan, **base}, sparse),
         human(base.get("params", math.nan)), "100 %",
         percent(base.get("accuracy", math.nan)), "", percent(base.get("test_accuracy", math.nan)), "", "",
@@ -216,6 +220,7 @@ def _front_row(front: Front, trial: TrialRecord, on_front: bool, sparse: bool) -
     cells = [
         human(metrics["flops"]),
         f"{100 * flops_fraction(trial):.1f} %",
+        *speed.cell(front, trial),
         *sparse_cells(metrics, sparse),
         human(metrics["params"]),
         f"{100 * metrics['params_fraction']:.1f} %",
@@ -233,34 +238,50 @@ def _front_row(front: Front, trial: TrialRecord, on_front: bool, sparse: bool) -
 
 
 def _polished_section(front: Front) -> str:
-    rows = ""
+    rows = []
     for trial in front:
         shown, tested = polished.validation(trial), polished.on_test(trial)
         if shown is not None:
-            cells = (f"{polished.latest(trial)[0].epochs:g}", str(shown.count), str(shown), str(tested or "-"))
-            rows += f'<tr><th scope="row">{_text(name_of(trial))}</th>'
-            rows += "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+            epochs = f"{polished.latest(trial)[0].epochs:g}"
+            rows.append((name_of(trial), epochs, str(shown.count), str(shown), str(tested or "-")))
     if not rows:
         return ""
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("model", "epochs", "trainings", "validation", "test"))
     return f"""<section><h2>After polishing</h2>
 <p class="soft">Mean and 95 % confidence interval over the trainings: the model's own, and repeats of its recipe from
 the base model with other seeds.</p>
-<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"""
+{_table(("model", "epochs", "trainings", "validation", "test"), rows)}</section>"""
 
 
 def _scratch_section(front: Front) -> str:
     """The section about scratch baselines, once there is one; models without are marked."""
     if not scratch.read_runs(front.record.folder):
         return ""
-    heads = "".join(f'<th scope="col">{head}</th>' for head in SCRATCH_COLUMNS)
-    rows = "".join(
-        f'<tr><th scope="row">{_text(name)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
-        for name, *cells in scratch_cells(front)
-    )
     return f"""<section><h2>From scratch</h2>
 <p class="soft">{_text(SCRATCH_LEGEND)}</p>
-<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"""
+{_table(SCRATCH_COLUMNS, scratch_cells(front))}</section>"""
+
+
+def _speed_section(front: Front) -> str:
+    if not front.speeds:
+        return ""
+    tables = ""
+    for own in speed.by_setting(front.speeds):
+        first = own[0].measured
+        tables += f'<h3>{_text(speed.heading(first))}</h3><p class="soft">{_text(speed.provenance(first))}</p>'
+        tables += _table(SPEED_COLUMNS, [speed_cells(row) for row in own])
+    return f"""<section><h2>Measured speed</h2>
+<p class="soft">{_text(speed.LEGEND)} Tables of different settings do not compare. {_text(speed.COUNTED)}</p>
+{tables}</section>"""
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of text cells; the first of each row names it."""
+    heads = "".join(f'<th scope="col">{_text(head)}</th>' for head in columns)
+    body = "".join(
+        f'<tr><th scope="row">{_text(name)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+        for name, *cells in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _mark(front: Front, trial: TrialRecord) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from autoprune.report import polished, scratch
+from autoprune.report import polished, scratch, speed
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
 from autoprune.report.significance import as_good_as_next
 from autoprune.study.records import TrialRecord
@@ -141,9 +141,12 @@ def front_table(front: Front) -> Table:
         columns.insert(5, "latency")
     if with_sparsity:
         columns[3:3] = ["sparse FLOPs", "of base", "sparsity"]
+    if front.speed_of:
+        columns[3:3] = ["speed-up"]
     for column in columns:
         table.add_column(column, justify="left" if column in ("model", "by rung") else "right", no_wrap=True)
-    table.add_row(*_base_cells(front.base, with_latency, with_sparsity), end_section=True)
+    cells = _base_cells(front.base, with_latency, with_sparsity, measured=bool(front.speed_of))
+    table.add_row(*cells, end_section=True)
     for section in _sections(front):
         for i, trial in enumerate(section):
             cells = _trial_cells(front, trial, with_latency, with_sparsity)
@@ -175,12 +178,13 @@ def _sections(front: Front) -> list[list[TrialRecord]]:
     return [sorted(trials, key=lambda t: -accuracy(t)) for trials in by_target.values()]
 
 
-def _base_cells(base: Mapping[str, float], with_latency: bool, with_sparsity: bool) -> list[str]:
-    latency = [_ms(base.get("latency_ms", math.nan))] if with_latency else []
+def _base_cells(base: Mapping[str, float], with_latency: bool, with_sparsity: bool, *, measured: bool) -> list[str]:
+    latency = [milliseconds(base.get("latency_ms", math.nan))] if with_latency else []
     return [
         "base model",
         human(base.get("flops", math.nan)),
         "100 %",
+        *(["1x"] if measured else []),
         *sparse_cells({"sparse_flops_fraction": 1.0, "sparsity": 0.0, "sparse_flops": math.nan, **base}, with_sparsity),
         human(base.get("params", math.nan)),
         "100 %",
@@ -195,11 +199,12 @@ def _base_cells(base: Mapping[str, float], with_latency: bool, with_sparsity: bo
 def _trial_cells(front: Front, trial: TrialRecord, with_latency: bool, with_sparsity: bool) -> list[str]:
     metrics = trial.metrics
     star = _mark(front, trial)
-    latency = [_ms(metrics.get("latency_ms", math.nan))] if with_latency else []
+    latency = [milliseconds(metrics.get("latency_ms", math.nan))] if with_latency else []
     return [
         star + (name_of(trial) if trial.baseline is None else f"{trial.baseline} ({trial.number})"),
         human(metrics.get("flops", math.nan)),
         _share(flops_fraction(trial)),
+        *speed.cell(front, trial),
         *sparse_cells(metrics, with_sparsity),
         human(metrics.get("params", math.nan)),
         _share(metrics.get("params_fraction", math.nan)),
@@ -239,7 +244,7 @@ def _legend(front: Front) -> str:
         "* on the front; ~ on it too, but its next cheaper neighbour is as good within the noise (95 %). FLOPs are 2 x "
         f"MACs for one\nsample{_SPARSE if sparse else ''}. validation: accuracy on the split that the search saw; "
         "test: on one that it did not see, '-' where not\nmeasured. by rung: validation accuracy in per cent "
-        f"after {epochs} epochs. {noise(front.trials)}"
+        f"after {epochs} epochs. {noise(front.trials)}{speed.legend(front)}"
     )
 
 
@@ -328,5 +333,6 @@ def _share(value: float) -> str:
     return f"{100 * value:.1f} %" if math.isfinite(value) else "-"
 
 
-def _ms(value: float) -> str:
-    return f"{value:.2f} ms" if math.isfinite(value) else "-"
+def milliseconds(value: float) -> str:
+    """Return a time with its unit, `-` where there is none."""
+    return f"{value:.2f} ms" if value >= 1 else f"{value:.3f} ms" if math.isfinite(value) else "-"

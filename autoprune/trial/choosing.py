@@ -57,11 +57,14 @@ class Chooser:
         self._earlier = {name: score[chosen.keep[name]] for name, score in scores.items()}
         return chosen
 
-    def ahead(self, state: State, step: Step, seed: int) -> Chosen:
-        """Choose for a model that is still to be trained; measurements of it serve this choice only."""
+    def ahead(self, state: State, step: Step, seed: int, spent: float = 0.0) -> Chosen:
+        """Choose for a model that is still to be trained; measurements of it serve this choice only.
+
+        spent: strength of choices before this one that the state has come to since its last cut.
+        """
         evidence = ModelEvidence(state.model, state.structure, self._bench.source, seed=seed)
         scores = scores_of(self._recipe, state.structure, evidence, self._notes)
-        return self._repaired(state, scores, evidence, self._probe_of(state, scores, evidence), step)
+        return self._repaired(state, scores, evidence, self._probe_of(state, scores, evidence), step, spent)
 
     def _probe_of(self, state: State, scores: Mapping[str, Tensor], evidence: ModelEvidence) -> Probe | None:
         probe = _probe(self._recipe, self._bench, state, scores, evidence, self._seed)
@@ -75,11 +78,12 @@ class Chooser:
         evidence: ModelEvidence,
         probe: Probe | None,
         step: Step,
+        spent: float = 0.0,
     ) -> Chosen:
         context = _allocation_context(
             self._recipe, step.progress, self._bench, state.structure, scores, evidence, probe
         )
-        amounts = _repair(self._recipe, self._bench, context, step.progress, self.strength)
+        amounts = _repair(self._recipe, self._bench, context, step.progress, self.strength + spent)
         keep = highest(scores, amounts.counts)
         whole = {name: amounts.counts[name] - count for name, count in amounts.implanted.items()}
         full = highest(scores, whole)

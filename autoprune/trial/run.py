@@ -171,27 +171,28 @@ class _Narrowed:
 def _narrowed(recipe: Recipe, bench: Bench, seed: int, state: State, evidence: ModelEvidence) -> _Narrowed:
     """Cut channels step by step; a regulariser trains before each cut, and scores are those of what it made."""
     cost, steps, notes = Cost(), recipe.schedule.steps(), dict[str, str]()
-    chooser = Chooser(recipe, bench, seed, notes)
+    chooser, told = Chooser(recipe, bench, seed, notes), tuple[str, ...]()
     for i, step in enumerate(steps):
         chosen: Chosen | None = None
         if recipe.regulariser is not None:
             own = derive_seed(seed, "regularise", i)
-            state, chosen, spent = regularised(recipe, bench, state, chooser, step, own, first=i == 0)
-            cost += spent
+            before = steps[i - 1].progress if i else 0.0
+            shaped = regularised(recipe, bench, state, chooser, step, own, before=before)
+            state, chosen, cost, told = shaped.state, shaped.chosen, cost + shaped.cost, (*told, *shaped.notes)
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "shaped", i))
         amounts, keep, implanted = chosen or chooser.of(state, evidence, step)
         chooser.strength += amounts.strength
-        before = state.structure
+        structure = state.structure
         state = state.cut(keep)
         bench.laid_out(state.model)
-        cost += correct(state.model, recipe, bench, seed, before, evidence, keep)
+        cost += correct(state.model, recipe, bench, seed, structure, evidence, keep)
         if i + 1 < len(steps):
             cost += settle(state.model, recipe, bench, seed)
             epochs = step.epochs + step.samples / len(bench.data.train)
             cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), epochs)
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
     whole = tuple(f"{group} stays whole: {reason}" for group, reason in notes.items())
-    return _Narrowed(state=state, amounts=amounts, implanted=implanted, notes=whole, cost=cost + chooser.cost)
+    return _Narrowed(state=state, amounts=amounts, implanted=implanted, notes=(*whole, *told), cost=cost + chooser.cost)
 
 
 def _implanted(

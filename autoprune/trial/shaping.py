@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -23,32 +24,73 @@ from autoprune.trial.recovering import train_on
 from autoprune.trial.state import State
 
 
+@dataclass(frozen=True, kw_only=True)
+class Regularised:
+    """A shaped model, and what the cut has to keep if that was chosen on the way."""
+
+    state: State
+    chosen: Chosen | None
+    notes: tuple[str, ...]
+    cost: Cost
+
+
 def regularised(
-    recipe: Recipe, bench: Bench, state: State, chooser: Chooser, step: Step, seed: int, *, first: bool
-) -> tuple[State, Chosen | None, Cost]:
-    """Return the state with a shaped model, and what the cut has to keep if that was chosen on the way."""
+    recipe: Recipe, bench: Bench, state: State, chooser: Chooser, step: Step, seed: int, *, before: float
+) -> Regularised:
+    """Shape the model for the cut of a step. before: the progress of the schedule's step before, 0 at the first."""
     assert recipe.regulariser is not None
     began = time.perf_counter()
     model = copy.deepcopy(state.model) if state.model is bench.model else state.model
-    chosen: list[Chosen] = []
-
-    def choose(model: nn.Module) -> dict[str, list[int]]:
-        chosen.append(chooser.ahead(dataclasses.replace(state, model=model), step, seed))
-        return chosen[-1].keep
-
+    ahead = _Ahead(state, chooser, step, seed, before)
     context = RegulariserContext(
         structure=state.structure,
-        choose=choose,
+        choose=ahead,
         data=bench.data,
         task=bench.task,
         seed=seed,
         device=bench.device,
         mixed_precision=bench.settings.mixed_precision,
-        first=first,
+        first=before == 0,
     )
     shaped = recipe.regulariser.shape(model, context)
-    cost = Cost(trained_samples=shaped.trained_samples, seconds=time.perf_counter() - began)
-    return dataclasses.replace(state, model=model), chosen[-1] if shaped.as_chosen else None, cost
+    cost = Cost(
+        trained_samples=shaped.trained_samples,
+        forward_samples=shaped.forward_samples,
+        seconds=time.perf_counter() - began,
+    )
+    return Regularised(
+        state=dataclasses.replace(state, model=model),
+        chosen=ahead.chosen if shaped.as_chosen else None,
+        notes=shaped.notes,
+        cost=cost,
+    )
+
+
+@dataclass
+class _Ahead:
+    """Chooses units of a model in training, and remembers what was chosen last."""
+
+    state: State
+    chooser: Chooser
+    step: Step
+    seed: int
+    before: float
+    chosen: Chosen | None = None
+
+    def __call__(
+        self, model: nn.Module, alive: Mapping[str, list[int]] | None = None, progress: float = 1.0
+    ) -> Mapping[str, list[int]]:
+        now = dataclasses.replace(self.state, model=model)
+        spent = self.chosen.amounts.strength if alive and self.chosen is not None else 0.0
+        part = self.before + progress * (self.step.progress - self.before)
+        amounts, keep, implanted = self.chooser.ahead(
+            now.cut(alive) if alive else now, dataclasses.replace(self.step, progress=part), self.seed, spent
+        )
+        if alive:
+            # by the numbers that the units have in the structure before the training
+            keep = {name: [alive[name][i] for i in kept] if name in alive else kept for name, kept in keep.items()}
+        self.chosen = Chosen(dataclasses.replace(amounts, strength=amounts.strength + spent), keep, implanted)
+        return keep
 
 
 def sparsified(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> tuple[Sparsified, Cost]:

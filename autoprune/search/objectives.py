@@ -14,12 +14,13 @@ METRIC_OF: Mapping[str, str] = {
     "accuracy": "accuracy",
     "flops": "flops_fraction",
     "sparse_flops": "sparse_flops_fraction",
+    "dynamic_flops": "dynamic_flops_fraction",
     "params": "params_fraction",
     "latency": "latency_ms",
 }
 """Objective to the metric that holds its value."""
 
-COSTS = ("flops", "sparse_flops", "params", "latency")
+COSTS = ("flops", "sparse_flops", "dynamic_flops", "params", "latency")
 
 
 def directions(objectives: Sequence[str]) -> list[Direction]:

@@ -24,7 +24,7 @@ from autoprune.settings import TrialSettings
 from autoprune.specs import DataSpec, ModelSpec, Spec, TaskSpec, TrainSpec
 from autoprune.validation import validated
 
-Objective = Literal["accuracy", "flops", "sparse_flops", "params", "latency"]
+Objective = Literal["accuracy", "flops", "sparse_flops", "dynamic_flops", "params", "latency"]
 SamplerName = Literal["tpe", "nsga2", "gp", "random"]
 ExecutorName = Literal["inline", "local", "ray", "replay"]
 
@@ -202,7 +202,9 @@ class StudyConfig(Spec):
     @classmethod
     def _with_accuracy(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
         if "accuracy" not in objectives or len(set(objectives)) != len(objectives):
-            raise ValueError("objectives are accuracy and any of flops, sparse_flops, params, latency, each once")
+            raise ValueError(
+                "objectives are accuracy and any of flops, sparse_flops, dynamic_flops, params, latency, each once"
+            )
         return objectives
 
     def plain(self) -> dict[str, Any]:

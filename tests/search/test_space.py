@@ -262,3 +262,17 @@ def test_a_regulariser_is_one_choice_among_none_and_its_methods() -> None:
     assert plain is not None
     assert plain["regulariser"] == "none"
     assert ("regularisers", "greg_2") in space.methods()
+
+
+def test_everything_offers_every_kind_of_choice_and_they_combine():
+    made = load_space("everything")
+    assert {room for room, _ in made.methods()} == set(rooms.ROOMS) - {"quantisation"}
+    seen, together = set(), 0
+    for seed in range(200):
+        recipe = drawn(made, seed=seed)[0]
+        kinds = {k for k in ("depth", "regulariser", "low_rank", "sparsity", "replacement") if getattr(recipe, k)}
+        seen |= {(k, getattr(recipe, k).name) for k in kinds}
+        together = max(together, len(kinds))
+    assert {name for kind, name in seen if kind == "regulariser"} == set(rooms.names("regularisers"))
+    assert {name for kind, name in seen if kind == "low_rank"} == set(rooms.names("lowrank"))
+    assert together == 5

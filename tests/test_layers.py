@@ -31,7 +31,7 @@ LAYERS = (
     }
     | {"specs", "threads", "validation"},
     {"data", "tasks", "models", "training", "training_settings", "initialisation", "masks", "graph"} | {"programs"},
-    {"cost", "evidence"},
+    {"cost", "evidence", "certified"},
     set(rooms.ROOMS),
     {"recipe", "presets"},
     {"compressed", "base", "probe", "repair", "shortening", "trial", "deployment"},

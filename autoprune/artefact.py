@@ -1,7 +1,7 @@
 """A compressed model in a folder: what a trial continues from, and what a user picks.
 
     model.safetensors   the weights, every shared tensor once; masks over single weights, eight in a byte
-    autoprune.json      how to build the base model, kept indices by tensor, factorised layers, metrics ...
+    autoprune.json      how to build the base model, kept indices by tensor, layers that were exchanged, metrics
     recipe.yaml         the recipe
 
 `load` rebuilds the model in a fresh process. Nothing is ever unpickled; the base model's own weights are not
@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import autoprune
-from autoprune.compressed import Compressed, Factor, rebuild
+from autoprune.compressed import Compressed, Factor, Implant, rebuild
 from autoprune.errors import AutopruneError, BadInput, WrongArtefact
 from autoprune.files import replacing, write_text
 from autoprune.graph import Selection
@@ -60,6 +60,14 @@ class FactorRecord(_Plain):
     layer: str
     method: dict[str, Any]
     rank: int = Field(ge=1)
+
+
+class ImplantRecord(_Plain):
+    """One layer with rows in a cheaper form: its module path, the replacement as plain data, the rows."""
+
+    layer: str
+    method: dict[str, Any]
+    rows: tuple[int, ...]
 
 
 class DataRecord(_Plain):
@@ -96,7 +104,7 @@ class Manifest(_Plain):
     recipe: as plain data, so that a model made by a method that is not installed here still loads.
     metrics: accuracies in 0..1, costs, and the base model's under names that begin with `base_`.
     masked: of every masked weight how many entries stay.
-    selection, factors, masked, shared, weights_sha256: `save` fills them in.
+    selection, factors, implants, masked, shared, weights_sha256: `save` fills them in.
     """
 
     format_version: int = FORMAT_VERSION
@@ -115,6 +123,7 @@ class Manifest(_Plain):
     created: str | None = None
     selection: dict[str, Any] = Field(default_factory=dict)
     factors: tuple[FactorRecord, ...] = ()
+    implants: tuple[ImplantRecord, ...] = ()
     masked: dict[str, int] = Field(default_factory=dict)
     shared: dict[str, str] = Field(default_factory=dict)
     weights_sha256: str = ""
@@ -137,6 +146,9 @@ def save(folder: str | Path, compressed: Compressed, manifest: Manifest) -> Mani
             "selection": compressed.selection.to_data(),
             "factors": tuple(
                 FactorRecord(layer=f.layer, method=dict(f.method), rank=f.rank) for f in compressed.factors
+            ),
+            "implants": tuple(
+                ImplantRecord(layer=i.layer, method=dict(i.method), rows=i.rows) for i in compressed.implants
             ),
             "masked": {name: int(mask.sum()) for name, mask in compressed.masks.items()},
             "shared": shared,
@@ -194,10 +206,11 @@ def load_compressed(folder: str | Path, model: nn.Module | None = None) -> Compr
     uncut = _base_model(manifest) if model is None else copy.deepcopy(model)
     selection = Selection.from_data(manifest.selection)
     factors = tuple(Factor(layer=f.layer, method=f.method, rank=f.rank) for f in manifest.factors)
-    small = _rebuilt(uncut, selection, factors, Path(folder))
+    implants = tuple(Implant(layer=i.layer, method=i.method, rows=i.rows) for i in manifest.implants)
+    small = _rebuilt(uncut, selection, factors, implants, Path(folder))
     _fill(small, tensors | {alias: tensors[name] for alias, name in manifest.shared.items()}, Path(folder))
     found = _masks(small, stored, manifest, Path(folder))
-    return Compressed(model=small.eval(), selection=selection, factors=factors, masks=found)
+    return Compressed(model=small.eval(), selection=selection, factors=factors, implants=implants, masks=found)
 
 
 def base_model(folder: str | Path) -> nn.Module:
@@ -310,13 +323,21 @@ def _base_model(manifest: Manifest) -> nn.Module:
     return build_model(manifest.model.model_copy(update={"weights": None}), classes)
 
 
-def _rebuilt(model: nn.Module, selection: Selection, factors: tuple[Factor, ...], folder: Path) -> nn.Module:
+def _rebuilt(
+    model: nn.Module,
+    selection: Selection,
+    factors: tuple[Factor, ...],
+    implants: tuple[Implant, ...],
+    folder: Path,
+) -> nn.Module:
     try:
-        return rebuild(model, selection, factors)
+        return rebuild(model, selection, factors, implants)
     except WrongArtefact as error:
         raise WrongArtefact(f"{folder} does not fit the base model {type(model).__name__}: {error}") from error
-    except (AutopruneError, AttributeError) as error:
-        raise WrongArtefact(f"{folder}: a factorised layer does not fit the base model: {error}") from error
+    except (AutopruneError, AttributeError, ValueError) as error:
+        raise WrongArtefact(
+            f"{folder}: a factorised or implanted layer does not fit the base model: {error}"
+        ) from error
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:

@@ -10,10 +10,11 @@ from torch import nn
 
 from autoprune import rooms
 from autoprune.evidence import ModelEvidence
-from autoprune.graph import Selection, apply_selection
+from autoprune.graph import Selection, Structure, apply_selection
 from autoprune.lowrank import LowRank
 from autoprune.masks import Masks
 from autoprune.modules import replace_module
+from autoprune.replacement import Replacement, rows_by_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,15 @@ class Factor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Implant:
+    """One layer with rows in a cheaper form: its module path, the replacement as plain data, rows of the cut layer."""
+
+    layer: str
+    method: Mapping[str, Any]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compressed:
     """A cut and factorised model with what was kept of the base model.
 
@@ -35,6 +45,7 @@ class Compressed:
     model: nn.Module
     selection: Selection
     factors: tuple[Factor, ...]
+    implants: tuple[Implant, ...] = ()
     masks: Masks = field(default_factory=dict)
 
 
@@ -52,12 +63,27 @@ def factorise(
     return tuple(Factor(layer=layer, method=method, rank=rank) for layer, rank in ranks.items())
 
 
-def rebuild(model: nn.Module, selection: Selection, factors: Sequence[Factor]) -> nn.Module:
+def implant(
+    model: nn.Module, structure: Structure, replacement: Replacement, units: Mapping[str, list[int]]
+) -> tuple[Implant, ...]:
+    """Give units of a cut model, in place, their cheaper form. structure: of this model; units: its own, by group."""
+    rows, method = rows_by_layer(structure, replacement, units), replacement.config()
+    for layer, own in rows.items():
+        replace_module(model, layer, replacement.replaced(model.get_submodule(layer), own))
+    return tuple(Implant(layer=layer, method=method, rows=tuple(own)) for layer, own in rows.items())
+
+
+def rebuild(
+    model: nn.Module, selection: Selection, factors: Sequence[Factor], implants: Sequence[Implant] = ()
+) -> nn.Module:
     """Give an uncut base model, in place, the shape of a compressed one; its weights are to be loaded next.
 
     Raises WrongArtefact when the model is not the one that the selection was made for.
     """
     apply_selection(model, selection)
+    for item in implants:
+        replacement = cast(Replacement, rooms.build("replacement", item.method))
+        replace_module(model, item.layer, replacement.skeleton(model.get_submodule(item.layer), item.rows))
     for factor in factors:
         method = cast(LowRank, rooms.build("lowrank", factor.method))
         module = model.get_submodule(factor.layer)

@@ -189,6 +189,11 @@ def per_item(
     return _field(PerItem(of=of, value=value, unmatched=unmatched))
 
 
+def again(declared_in: type, name: str, **changes: Any) -> Any:
+    """Declare a hyperparameter of another class again, with another default, range or help."""
+    return _field(dataclasses.replace(hyperparameters(declared_in)[name], **changes))
+
+
 def _field(declared: Hyperparameter) -> Any:
     where = f"default of {declared.help!r}"
     declared.check(where, declared.default)

@@ -1,9 +1,10 @@
-"""New weights for a cut model, drawn as the base model's initialiser would draw them for the smaller shapes.
+"""New weights for a cut or widened model, drawn as the base model's initialiser would draw them for its shapes.
 
 The initialiser is code in the model's constructor, which builds the full shapes only. So a fresh full-size model is
 looked at instead: the second moment of each weight, times its fan, tells the rule it was drawn by (He, Glorot, LeCun,
 torch's default), within sampling error. The cut model gets entries of the fresh model, scaled as the rule says for its
-own fans; what follows no such rule keeps its scale.
+own fans; what follows no such rule keeps its scale. Where the model is wider than the fresh one, entries are drawn from
+the fresh ones with repetition.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class _Weight:
 
 
 def reinitialise(model: nn.Module, fresh: nn.Module, seed: int) -> None:
-    """Give a cut model, in place, new parameters and empty batch statistics.
+    """Give a cut or widened model, in place, new parameters and empty batch statistics.
 
     fresh: a newly initialised model of the uncut architecture; parameters are matched by name. Modules that it lacks,
     such as factors of a layer, start anew by their own `reset_parameters`, by `seed`. Other buffers stay.
@@ -55,19 +56,23 @@ def reinitialise(model: nn.Module, fresh: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in small.items():
             source = full.get(name)
-            if source is None or not _contains(source, parameter):
+            if source is None or source.ndim != parameter.ndim:
                 strange.append(name)
                 continue
-            part = source[tuple(slice(0, n) for n in parameter.shape)]
-            parameter.copy_(part * scales.get(name, 1.0))
+            parameter.copy_(_part(source, parameter, derive_seed(seed, "repeated", name)) * scales.get(name, 1.0))
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.reset_running_stats()
     _reset(model, strange, seed)
 
 
-def _contains(source: Tensor, small: Tensor) -> bool:
-    return source.ndim == small.ndim and all(n <= m for n, m in zip(small.shape, source.shape, strict=True))
+def _part(source: Tensor, like: Tensor, seed: int) -> Tensor:
+    """Return entries of the fresh parameter in the shape of another: the first ones, or drawn where it is larger."""
+    if all(n <= m for n, m in zip(like.shape, source.shape, strict=True)):
+        return source[tuple(slice(0, n) for n in like.shape)]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(source.numel(), (like.numel(),), generator=generator)
+    return source.flatten()[drawn.to(source.device)].view(like.shape)
 
 
 def _scales(fresh: nn.Module, full: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> dict[str, float]:

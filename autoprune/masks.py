@@ -12,12 +12,13 @@ order in which the model registers its layers and by flat index inside a layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parallel import DistributedDataParallel
+
+from autoprune.modules import unwrapped
+from autoprune.training import StepHook
 
 Masks = dict[str, Tensor]
 Scores = Mapping[str, Tensor]
@@ -133,10 +134,10 @@ def keep_n_of_m(score: Tensor, n: int, m: int, among: Tensor | None = None) -> T
     return mask.view(moved.shape).movedim(-1, 1).contiguous()
 
 
-class Hold:
+class Hold(StepHook):
     """Holds masked weights, their gradients and their optimiser state at exactly zero during a training.
 
-    A hook of `autoprune.training.train`. `masks` are those at present; methods that move them derive from this class.
+    `masks` are those at present; methods that move them derive from this class.
     Nothing but `set_mask` changes a mask, so that no weight comes back by itself.
     """
 
@@ -148,10 +149,10 @@ class Hold:
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Find the weights, take the masks to their device, and zero what is masked."""
-        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        inner = unwrapped(model)
         self._optimizer = optimizer
         for name, mask in self.masks.items():
-            self.weights[name] = cast(nn.Parameter, inner.get_parameter(name))
+            self.weights[name] = inner.get_parameter(name)
             self.set_mask(name, mask.to(self.weights[name].device))
 
     def before_step(self, step: int) -> bool:

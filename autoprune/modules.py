@@ -1,8 +1,9 @@
-"""Exchanging modules inside a model."""
+"""Finding and exchanging modules inside a model."""
 
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from autoprune.errors import unknown_name
 
@@ -22,3 +23,9 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     places = [(p, key) for p in model.modules() for key, child in p._modules.items() if child is old]
     for parent, key in places:
         setattr(parent, key, module)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside its data parallel wrapper, if it has one: names are those of the model."""
+    inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+    return inner

@@ -32,9 +32,11 @@ from autoprune.normalisation import Normalisation
 from autoprune.quantisation import Quantisation
 from autoprune.recovery import Recovery
 from autoprune.regularisers import Regulariser
+from autoprune.replacement import Replacement
 from autoprune.schedules import Schedule
 from autoprune.sparsity import Sparsity
-from autoprune.specs import HALF_AND_THREE_QUARTERS, TrainSpec
+from autoprune.specs import TrainSpec
+from autoprune.training_settings import HALF_AND_THREE_QUARTERS
 from autoprune.validation import validated
 
 
@@ -54,6 +56,7 @@ CriterionPart = Annotated[InstanceOf[Criterion], BeforeValidator(_from_room("cri
 AllocationPart = Annotated[InstanceOf[Allocation], BeforeValidator(_from_room("allocation")), _out]
 SchedulePart = Annotated[InstanceOf[Schedule], BeforeValidator(_from_room("schedules")), _out]
 RegulariserPart = Annotated[InstanceOf[Regulariser], BeforeValidator(_from_room("regularisers")), _out]
+ReplacementPart = Annotated[InstanceOf[Replacement], BeforeValidator(_from_room("replacement")), _out]
 LowRankPart = Annotated[InstanceOf[LowRank], BeforeValidator(_from_room("lowrank")), _out]
 DepthPart = Annotated[InstanceOf[DepthCriterion], BeforeValidator(_from_room("depth")), _out]
 SparsityPart = Annotated[InstanceOf[Sparsity], BeforeValidator(_from_room("sparsity")), _out]
@@ -93,10 +96,10 @@ class Recipe(BaseModel):
     """How to compress: what is scored, how much goes from where, when, and how accuracy is won back.
 
     `criterion: null` cuts no channels (then `low_rank` or `depth` has to meet the target alone); `low_rank: null`
-    factorises nothing, `depth: null` skips no blocks. `min_keep_fraction` is the least share of any group that stays.
-    `regulariser` trains before every cut. `sparsity` zeroes single weights of what is left after all of that; it leaves
-    FLOPs as they are, so that a recipe of sparsity alone has the target 1. `quantisation` is done last, on an exported
-    copy: the model in torch keeps float32 weights.
+    factorises nothing, `depth: null` skips no blocks, `replacement: null` removes all units that a cut affects.
+    `min_keep_fraction` is the least share of any group that stays. `regulariser` trains before every cut. `sparsity`
+    zeroes single weights of what is left after all of that; it leaves FLOPs as they are, so that a recipe of sparsity
+    alone has the target 1. `quantisation` is done last, on an exported copy: the model in torch keeps float32 weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -110,6 +113,7 @@ class Recipe(BaseModel):
     start: Literal["base", "fresh"] = "base"
     """The weights that everything begins with: the base model's, or new ones of the same architecture by seed."""
     regulariser: RegulariserPart | None = None
+    replacement: ReplacementPart | None = None
     low_rank: LowRankPart | None = None
     sparsity: SparsityPart | None = None
     depth: DepthPart | None = None
@@ -125,6 +129,11 @@ class Recipe(BaseModel):
             raise ValueError("nothing to do: criterion, low_rank, sparsity and depth are all null; set one of them")
         if self.criterion is None and self.regulariser is not None:
             raise ValueError("a regulariser prepares a cut of channels; it needs a criterion")
+        if self.replacement is not None and (self.criterion is None or self.low_rank is not None):
+            raise ValueError(
+                f"replacement {self.replacement.name} gives a cheaper form to units that a criterion scores, in layers "
+                "that stay as they are; it needs a criterion, and low_rank: null"
+            )
         training = [r.name for r in self.recovery if r.trains]
         if len(training) > 1:
             raise ValueError(f"recovery: only one method may train, got {' and '.join(training)}")
@@ -149,6 +158,7 @@ class Recipe(BaseModel):
             self.allocation,
             self.schedule,
             self.regulariser,
+            self.replacement,
             self.low_rank,
             self.sparsity,
             self.depth,

@@ -27,6 +27,7 @@ ROOMS: Mapping[str, str] = {
     "lowrank": "LowRank",
     "sparsity": "Sparsity",
     "depth": "DepthCriterion",
+    "replacement": "Replacement",
     "recovery": "Recovery",
     "quantisation": "Quantisation",
 }

@@ -11,6 +11,8 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from autoprune.errors import BadInput
+from autoprune.fields import Integer, Real, hyperparameters
+from autoprune.training_settings import HALF_AND_THREE_QUARTERS, RateSchedule, TrainingSettings
 from autoprune.validation import validated
 
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
@@ -46,25 +48,29 @@ class TaskSpec(Spec):
         return self
 
 
-RateSchedule = Literal["cosine", "constant", "step"]
-HALF_AND_THREE_QUARTERS = (0.5, 0.75)
-"""Where the schedule `step` lowers the rate unless it is told otherwise, as parts of the training."""
+def _setting(name: str, default: Any = None) -> Any:
+    """Return the field of a training's setting: its range and help are those of `TrainingSettings`."""
+    declared = hyperparameters(TrainingSettings)[name]
+    bounds: dict[str, Any] = {}
+    if isinstance(declared, Real | Integer):
+        bounds = {"ge": declared.valid[0], "le": declared.valid[1]}
+    return Field(default=declared.default if default is None else default, description=declared.help, **bounds)
 
 
 class TrainSpec(Spec):
     """How a base model without weights is trained."""
 
     epochs: float = Field(default=20.0, gt=0, description="passes over the training data")
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.1, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    batch_size: int = Field(default=64, ge=2)
-    schedule: RateSchedule = Field(default="cosine", description="step: to a tenth at every milestone")
+    optimizer: Literal["sgd", "adamw"] = _setting("optimizer")
+    lr: float = _setting("lr", 0.1)
+    momentum: float = _setting("momentum")
+    weight_decay: float = _setting("weight_decay")
+    batch_size: int = _setting("batch_size", 64)
+    schedule: RateSchedule = _setting("schedule")
     milestones: tuple[float, ...] = Field(
         default=HALF_AND_THREE_QUARTERS, description="parts of the training, 0 to 1, at which `step` lowers the rate"
     )
-    warmup_fraction: float = Field(default=0.1, ge=0, lt=1, description="part of the training with a rising rate")
+    warmup_fraction: float = _setting("warmup_fraction", 0.1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -73,6 +79,11 @@ class TrainSpec(Spec):
         if not inside or list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must rise and lie between 0 and 1, got {list(self.milestones)}")
         return self
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """What it says of the gradient descent, without epochs, milestones and label smoothing."""
+        return TrainingSettings(**{name: getattr(self, name) for name in hyperparameters(TrainingSettings)})
 
 
 Augment = Literal["none", "flip", "crop_flip"]

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,15 @@ from torch import Tensor, nn
 from autoprune.data.split import Split, training_batches
 from autoprune.errors import LossNotFinite, OutOfMemory
 from autoprune.seeds import derive_seed
-from autoprune.specs import HALF_AND_THREE_QUARTERS, RateSchedule
 from autoprune.tasks import Task, batch_length, device_of, forward
+from autoprune.training_settings import HALF_AND_THREE_QUARTERS, TrainingSettings
 
 ModelLoss = Callable[[nn.Module, Any, Any], Tensor]
 OnStep = Callable[[int, float], None]
-OnGradients = Callable[[], None]
 
 
-class StepHook(Protocol):
-    """Takes part in a training, step by step; see `autoprune.masks` for the hooks that there are."""
+class StepHook:
+    """Takes part in a training, step by step; this one does nothing. `autoprune.masks` has the one that holds masks."""
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Called once before the first of `steps` steps."""
@@ -33,11 +32,26 @@ class StepHook(Protocol):
     def before_step(self, step: int) -> bool:
         """Called when the gradients of a step (from 0) are there, before clipping. True: the optimiser leaves it out.
 
-        With data parallelism the gradients are averaged over all replicas by then.
+        They are those of the loss, unscaled; with data parallelism they are averaged over all replicas by then.
         """
+        return False
 
     def after_step(self, step: int) -> None:
         """Called after every step, whether the optimiser took it or not."""
+
+    def enough(self) -> bool:
+        """Asked after every step: True ends the training."""
+        return False
+
+
+class Train(Protocol):
+    """Trains a model as the recipe's training recovery does: the same loss, optimiser and learning rate, from anew."""
+
+    def __call__(self, model: nn.Module, epochs: float, hook: StepHook, *purpose: str | int) -> None:
+        """Train in place and leave the model in eval mode. The order of samples derives from seed and purpose.
+
+        Raises BadRecipe when the recipe has no recovery that trains, LossNotFinite, OutOfMemory.
+        """
 
 
 _STEP_FACTOR = 0.1
@@ -58,17 +72,11 @@ class TrainingReport:
 def train(
     model: nn.Module,
     split: Split,
+    settings: TrainingSettings,
     *,
     task: Task,
     samples: int,
-    batch_size: int,
-    optimizer: Literal["sgd", "adamw"] = "sgd",
-    lr: float,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    schedule: RateSchedule = "cosine",
     milestones: Sequence[float] = HALF_AND_THREE_QUARTERS,
-    warmup_fraction: float = 0.0,
     label_smoothing: float = 0.0,
     loss: ModelLoss | None = None,
     seed: int,
@@ -77,23 +85,19 @@ def train(
     augment: bool = True,
     clip_norm: float | None = None,
     decay_all: bool = False,
-    on_gradients: OnGradients | None = None,
-    enough: Callable[[], bool] | None = None,
     hook: StepHook | None = None,
     on_step: OnStep | None = None,
     deadline: float | None = None,
 ) -> TrainingReport:
     """Train a model in place on exactly `samples` samples, pass after pass; leave it in eval mode.
 
-    optimizer: sgd is with Nesterov momentum; adamw takes `momentum` as its first beta.
-    schedule: cosine falls to zero at the last sample, step to a tenth at each of the milestones, which are parts of
-    the training in 0..1; for warmup_fraction of the samples the rate rises linearly.
+    settings: sgd is with Nesterov momentum; adamw takes `momentum` as its first beta. The schedule cosine falls to zero
+    at the last sample, step to a tenth at each of the milestones, which are parts of the training in 0..1; for
+    warmup_fraction of the samples the rate rises linearly.
     loss(model, inputs, targets): instead of the task's; label_smoothing then has no effect.
     device: moves the model; None trains it where it is. mixed_precision: bfloat16 autocast.
     decay_all: also decay biases and norm parameters (tensors of one axis), which is off.
-    on_gradients(): between the backward pass and the optimiser's step, to change gradients; they are those of the
-    loss, unscaled, before clipping. enough(): training stops after the step at which it says so.
-    hook: called before the first step, before and after every step of the optimiser.
+    hook: takes part in every step, and may end the training.
     clip_norm: largest norm of the whole gradient. on_step(samples done, loss): after every step.
     deadline: on time.monotonic(); training stops after the step that passes it.
     Everything random derives from `seed`. Raises LossNotFinite, OutOfMemory.
@@ -102,14 +106,14 @@ def train(
         model.to(device)
     place = device_of(model)
     objective = loss if loss is not None else task_loss(task.smoothed(label_smoothing))
-    steps_rule = _optimizer(model, optimizer, lr, momentum, weight_decay, decay_all)
-    rate = _Rate(lr, schedule, warmup_fraction, samples, tuple(milestones))
+    part = hook if hook is not None else StepHook()
+    steps_rule, batch_size = _optimizer(model, settings, decay_all), settings.batch_size
+    rate = _Rate(settings, samples, tuple(milestones))
     began, done, steps = time.monotonic(), 0, 0
     recent: deque[Tensor] = deque(maxlen=_LAST_STEPS)
     model.train()
     with _own_random_state(seed, place), out_of_memory_fails("training"), _eval_mode_after(model):
-        if hook is not None:
-            hook.begin(model, steps_rule, steps_for(samples, batch_size))
+        part.begin(model, steps_rule, steps_for(samples, batch_size))
         for inputs, targets in training_batches(split, batch_size, samples, seed, augment=augment, device=place):
             size = batch_length(targets)
             for group in steps_rule.param_groups:
@@ -118,24 +122,21 @@ def train(
             with torch.autocast(place.type, torch.bfloat16, enabled=mixed_precision):
                 value = objective(model, inputs, targets)
             value.backward()  # type: ignore[no-untyped-call]
-            if on_gradients is not None:
-                on_gradients()
-            skipped = hook is not None and hook.before_step(steps)
+            skipped = part.before_step(steps)
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
             if not skipped:
                 steps_rule.step()
-            if hook is not None:
-                hook.after_step(steps)
+            part.after_step(steps)
             done, steps = done + size, steps + 1
             recent.append(value.detach())
             if on_step is not None:
                 on_step(done, float(recent[-1]))
             if steps % _CHECK_EVERY == 0:
-                _check_finite(recent, done, lr)
-            if (deadline is not None and time.monotonic() > deadline) or (enough is not None and enough()):
+                _check_finite(recent, done, settings.lr)
+            if part.enough() or (deadline is not None and time.monotonic() > deadline):
                 break
-        _check_finite(recent, done, lr)
+        _check_finite(recent, done, settings.lr)
     return TrainingReport(done, steps, float(torch.stack(list(recent)).mean()), time.monotonic() - began)
 
 
@@ -181,36 +182,34 @@ def _out_of_memory(what: str, error: BaseException) -> str:
 class _Rate:
     """Learning rate after a number of samples."""
 
-    peak: float
-    schedule: str
-    warmup_fraction: float
+    settings: TrainingSettings
     samples: int
     milestones: tuple[float, ...]
 
     def at(self, samples_done: float) -> float:
+        peak, warmup = self.settings.lr, self.settings.warmup_fraction
         t = min(samples_done / self.samples, 1.0)
-        if t < self.warmup_fraction:
-            return self.peak * t / self.warmup_fraction
-        if self.schedule == "constant":
-            return self.peak
-        if self.schedule == "step":
-            return self.peak * _STEP_FACTOR ** sum(t >= milestone for milestone in self.milestones)
-        u = (t - self.warmup_fraction) / (1.0 - self.warmup_fraction)
-        return self.peak * 0.5 * (1.0 + math.cos(math.pi * u))
+        if t < warmup:
+            return peak * t / warmup
+        if self.settings.schedule == "constant":
+            return peak
+        if self.settings.schedule == "step":
+            return peak * _STEP_FACTOR ** sum(t >= milestone for milestone in self.milestones)
+        u = (t - warmup) / (1.0 - warmup)
+        return peak * 0.5 * (1.0 + math.cos(math.pi * u))
 
 
-def _optimizer(
-    model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float, decay_all: bool
-) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, settings: TrainingSettings, decay_all: bool) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if decay_all or p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if decay_all or p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if not decay_all and p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-    return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
+    momentum = settings.momentum
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=momentum, nesterov=momentum > 0)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(momentum, 0.999))
 
 
 def _check_finite(recent: deque[Tensor], samples_done: int, lr: float) -> None:

@@ -1,19 +1,15 @@
-"""Hyperparameters of a training by gradients, and the call of the training loop, for all methods that train."""
+"""The hyperparameters of a training by gradients, declared once for base models and for all methods that train."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import nn
-
-from autoprune.data import Split
 from autoprune.fields import choice, integer, real
-from autoprune.specs import RateSchedule
-from autoprune.tasks import Task
-from autoprune.training import ModelLoss, OnGradients, StepHook, train
+
+RateSchedule = Literal["cosine", "constant", "step"]
+HALF_AND_THREE_QUARTERS = (0.5, 0.75)
+"""Where the schedule `step` lowers the rate unless it is told otherwise, as parts of the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,43 +46,3 @@ class TrainingSettings:
         0.0, valid=(0.0, 0.9), search=(0.0, 0.2), help="part of the training with a rising learning rate"
     )
     batch_size: int = integer(128, valid=(2, 65536), search=(64, 256), log=True, help="samples per step")
-
-    def train(
-        self,
-        model: nn.Module,
-        split: Split,
-        samples: int,
-        *,
-        task: Task,
-        seed: int,
-        device: torch.device,
-        mixed_precision: bool,
-        loss: ModelLoss | None = None,
-        decay_all: bool = False,
-        hook: StepHook | None = None,
-        on_gradients: OnGradients | None = None,
-        enough: Callable[[], bool] | None = None,
-    ) -> int:
-        """Train in place on `samples` samples, fewer when it was enough; return how many. See `training.train`."""
-        report = train(
-            model,
-            split,
-            task=task,
-            samples=samples,
-            batch_size=self.batch_size,
-            optimizer=self.optimizer,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-            warmup_fraction=self.warmup_fraction,
-            loss=loss,
-            seed=seed,
-            device=device,
-            mixed_precision=mixed_precision,
-            decay_all=decay_all,
-            hook=hook,
-            on_gradients=on_gradients,
-            enough=enough,
-        )
-        return report.samples

@@ -10,6 +10,9 @@ Limits are seconds of processor time, so that a busy machine changes no result; 
 
 exact: cut equals masked in float64 within 1e-9 (1e-4 where only float32 runs), FLOPs and parameters as predicted,
 every parameter that had a gradient still has one, shapes kept in training, state_dict round trip.
+
+memory: the most that the process holds while tracing and verifying, beyond what it held before and beyond one forward
+pass of the model as it is, in sizes of the model's parameters and buffers (`resident.py`; Linux only).
 """
 
 from __future__ import annotations
@@ -112,22 +115,27 @@ def _child(name: str, torch_pruning: bool) -> dict[str, Any]:
 def _autoprune(model: Any, example: Any) -> dict[str, Any]:
     import copy
 
+    from resident import beyond_forward
+
     from autoprune.errors import AutopruneError
     from autoprune.graph import trace
 
     model.eval()
     row: dict[str, Any] = {"input": list(example.shape), "versions": _versions()}
-    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    before = _resident()
-    try:
+    found = []
+
+    def work() -> None:
         with _timed(row, "both"), _verification_timed(row):
-            structure = trace(model, example)
+            found.append(trace(model, example))
+
+    try:
+        memory, size = beyond_forward(model, example, work)
     except AutopruneError as error:
         return {**row, "error": f"{type(error).__name__}: {error}"}
+    (structure,) = found
+    row["memory"], row["model_mib"] = round(memory, 2), round(size / 2**20, 1)
     for unit in ("s", "cpu_s"):
         row[f"trace_{unit}"] = round(row.pop(f"both_{unit}") - row[f"verify_{unit}"], 2)
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    row["memory"] = round((peak - before) / size, 2)
     keep = {name: list(range(0, size, 2)) for name, size in zip(structure.names, structure.group_sizes, strict=True)}
     for key, work in (("copy_ms", lambda: copy.deepcopy(model)), ("cut_ms", lambda: structure.cut(model, keep))):
         times = []
@@ -181,11 +189,6 @@ def _verification_timed(row: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         verify.verified = original
-
-
-def _resident() -> int:
-    """Bytes of memory that this process holds now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _versions() -> dict[str, str]:

@@ -28,8 +28,9 @@ images where a model allows, one thread.
 
 exact: cut equals masked in float64 within 1e-9 relative, FLOPs and parameters as predicted, no gradient lost, training
 shapes kept, state_dict round trip. prunable: share of the FLOPs that goes when every group keeps one unit. at half:
-FLOPs left when every group keeps half of its units. Times are seconds (milliseconds) of processor time. memory: what
-tracing and verifying took at most, in sizes of the model; a forward pass in double precision is in it.
+FLOPs left when every group keeps half of its units. Times are seconds (milliseconds) of processor time. memory: the
+most that tracing and verifying held (resident memory of the process), beyond what was held before and beyond one
+forward pass of the model as it is, in sizes of the model. The graph takes some megabytes of it, even for small models.
 """
 BESIDE = """## Side by side with Torch-Pruning
 
@@ -92,6 +93,16 @@ def _summary(listed: Sequence[str], rows: dict[str, Row]) -> Iterable[str]:
     yield from _table((*heads, "not run"), [(*c, c[1] - c[2] - c[6]) for c in cells])
 
 
+def _memory(done: Sequence[Row]) -> str:
+    known = [row for row in done if "model_mib" in row]
+    if not known:
+        return ""
+    over = [row for row in known if row["memory"] > 3]
+    worst = max(over, key=lambda row: row["model_mib"], default=None)
+    rest = f"; the largest of the others has {worst['model_mib']:.0f} MiB ({worst['model']})" if worst else ""
+    return f"Memory is within three sizes of the model for {len(known) - len(over)} of {len(known)} models{rest}. "
+
+
 def _times(rows: Sequence[Row]) -> Iterable[str]:
     done = [row for row in rows if "error" not in row]
     if not done:
@@ -104,7 +115,8 @@ def _times(rows: Sequence[Row]) -> Iterable[str]:
     yield (
         f"Trace and verify together: {statistics.median(both):.1f} s at the median, {max(both):.1f} s at most; "
         f"20 s or more: {', '.join(slow) or 'none'}. A cut takes {statistics.median(cuts):.2f} deepcopies at the "
-        f"median, {max(cuts):.2f} at most. Measured with {'; '.join(versions)}, n = 1 (copy and cut: median of 5), at "
+        f"median, {max(cuts):.2f} at most. {_memory(done)}Measured with "
+        f"{'; '.join(versions)}, n = 1 (copy and cut: median of 5), at "
         f"commit {', '.join(f'{commit} ({count} rows)' for commit, count in commits.most_common())}.\n"
     )
 

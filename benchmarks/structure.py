@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
 import platform
-import resource
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from resident import beyond_forward, measurable
 from torch import nn
 
 from autoprune.graph import Structure, trace
@@ -44,7 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of is not None:
-        print(_memory(*_model(options.memory_of, options.image_size)))
+        model, example = _model(options.memory_of, options.image_size)
+        print(f"{beyond_forward(model, example, lambda: trace(model, example))[0]:.2f}")
         return
     print(
         f"{_processor()}, {options.threads} thread(s), Python {platform.python_version()}, "
@@ -77,49 +76,11 @@ def _row(name: str, model: nn.Module, example: torch.Tensor, repeats: int, memor
 
 
 def _memory_in_a_process(name: str, options: argparse.Namespace) -> str:
-    if not _STATM.exists():
+    if not measurable():
         return "-"
     own = [sys.executable, __file__, "--memory-of", name, "--image-size", str(options.image_size)]
     done = subprocess.run([*own, "--threads", str(options.threads)], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1]
-
-
-def _memory(model: nn.Module, example: torch.Tensor) -> str:
-    """Peak of trace and verify above the loaded model, less that of a forward pass, in sizes of the model."""
-    # What the first trace imports and caches is no model's.
-    trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8))
-    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    gc.collect()
-    with torch.no_grad():
-        forward = _peak(lambda: model(example))
-    return f"{(_peak(lambda: trace(model, example)) - forward) / size:.2f}"
-
-
-_STATM = Path("/proc/self/statm")
-
-
-def _peak(work: Callable[[], object]) -> int:
-    """The most bytes that the process held during the work beyond those before it, seen every 2 ms."""
-    before = seen = _resident()
-    over = threading.Event()
-
-    def watch() -> None:
-        nonlocal seen
-        while not over.wait(0.002):
-            seen = max(seen, _resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        work()
-    finally:
-        over.set()
-        watcher.join()
-    return seen - before
-
-
-def _resident() -> int:
-    return int(_STATM.read_text().split()[1]) * resource.getpagesize()
 
 
 def _spread(structure: Structure) -> dict[str, np.ndarray]:

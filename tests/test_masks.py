@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from autoprune import masks
 from autoprune.data import TensorSplit
+from autoprune.fields import hyperparameters
 from autoprune.masks import Hold, Masks
 from autoprune.tasks import classification
-from autoprune.training import train
+from autoprune.training import StepHook, train
+from autoprune.training_settings import TrainingSettings
 
 
 def network() -> nn.Sequential:
@@ -42,8 +44,11 @@ def run(model: nn.Module, hook: Hold, **changes: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(40, 2, 4, generator=generator)
     split = TensorSplit(inputs, (inputs[:, 0, 0] > 0).long())
-    settings: dict[str, Any] = {"task": classification(), "samples": 160, "batch_size": 8, "lr": 0.1, "seed": 0}
-    train(model, split, hook=hook, **(settings | changes))
+    known = hyperparameters(TrainingSettings)
+    settings = TrainingSettings(**({"batch_size": 8, "lr": 0.1} | {k: v for k, v in changes.items() if k in known}))
+    rest: dict[str, Any] = {"task": classification(), "samples": 160, "seed": 0}
+    rest |= {k: v for k, v in changes.items() if k not in known}
+    train(model, split, settings, hook=hook, **rest)
 
 
 def test_weights_of_convolutions_and_linear_layers_can_be_masked() -> None:
@@ -170,7 +175,7 @@ def test_what_comes_back_starts_at_zero_without_momentum() -> None:
     assert float(model.weight.detach()[0, 0]) != 0
 
 
-class _Counting:
+class _Counting(StepHook):
     def __init__(self, skip: int) -> None:
         self.skip, self.seen = skip, list[str]()
 

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from autoprune.data import TensorSplit
 from autoprune.errors import LossNotFinite, OutOfMemory
+from autoprune.fields import hyperparameters
 from autoprune.tasks import classification
-from autoprune.training import TrainingReport, out_of_memory_fails, train
+from autoprune.training import StepHook, TrainingReport, out_of_memory_fails, train
+from autoprune.training_settings import TrainingSettings
+
+SETTINGS = hyperparameters(TrainingSettings)
 
 
 def split(count: int = 40) -> TensorSplit:
@@ -26,14 +30,10 @@ def network() -> nn.Sequential:
 
 
 def run(model: nn.Module, **changes: Any) -> TrainingReport:
-    settings: dict[str, Any] = {
-        "task": classification(),
-        "samples": 100,
-        "batch_size": 16,
-        "lr": 0.1,
-        "seed": 0,
-    }
-    return train(model, split(), **(settings | changes))
+    given = {"batch_size": 16, "lr": 0.1} | {k: v for k, v in changes.items() if k in SETTINGS}
+    rest: dict[str, Any] = {"task": classification(), "samples": 100, "seed": 0}
+    rest |= {k: v for k, v in changes.items() if k not in SETTINGS}
+    return train(model, split(), TrainingSettings(**given), **rest)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -103,20 +103,32 @@ def test_gradients_can_be_changed_before_they_are_clipped_and_used() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
 
-    def tenfold() -> None:
-        model.weight.grad.mul_(10)  # type: ignore[union-attr]
+    class Tenfold(StepHook):
+        def before_step(self, step: int) -> bool:
+            model.weight.grad.mul_(10)  # type: ignore[union-attr]
+            return False
 
     settings = {"momentum": 0.0, "weight_decay": 0.0, "samples": 16, "lr": 0.1, "schedule": "constant"}
-    run(model, loss=lambda m, i, t: m.weight.sum(), on_gradients=tenfold, **settings)
+    run(model, loss=lambda m, i, t: m.weight.sum(), hook=Tenfold(), **settings)
     assert float(model.weight.detach()) == pytest.approx(-1.0)
-    run(model, loss=lambda m, i, t: m.weight.sum(), on_gradients=tenfold, clip_norm=5.0, **settings)
+    run(model, loss=lambda m, i, t: m.weight.sum(), hook=Tenfold(), clip_norm=5.0, **settings)
     assert float(model.weight.detach()) == pytest.approx(-1.5)
 
 
 def test_training_stops_when_it_was_enough() -> None:
-    steps: list[int] = []
-    report = run(network(), on_step=lambda n, _: steps.append(n), enough=lambda: len(steps) == 2)
+    class Twice(StepHook):
+        steps: tuple[int, ...] = ()
+
+        def after_step(self, step: int) -> None:
+            self.steps = (*self.steps, step)
+
+        def enough(self) -> bool:
+            return len(self.steps) == 2
+
+    hook = Twice()
+    report = run(network(), hook=hook)
     assert report.samples == 32
+    assert hook.steps == (0, 1)
     assert report.steps == 2
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import autoprune
+from autoprune.cli.bottlenecks import bottlenecks
 from autoprune.cli.common import reporting, show_tracebacks
 from autoprune.cli.measure import measure
 from autoprune.cli.methods import methods
@@ -56,6 +57,7 @@ for _command in (
     report,
     scratch,
     compress,
+    bottlenecks,
     methods,
     show,
 ):

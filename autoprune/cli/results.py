@@ -113,6 +113,7 @@ def scratch(
     """Train the front's architectures from scratch under a fair budget: what the inherited weights are worth."""
     from autoprune.report import tables
     from autoprune.report.front import Selector
+    from autoprune.report.html import write_report
     from autoprune.report.scratch import ARMS, rows, train_from_scratch
     from autoprune.study.run_folder import RunFolder
 
@@ -126,6 +127,7 @@ def scratch(
     folder = found.record.folder
     say = lambda text: typer.echo(text, err=True)  # noqa: E731
     train_from_scratch(RunFolder(folder), chosen, arms=arms, seeds=seeds, epochs=epochs, say=say)
+    write_report(found)
     if as_json:
         common.print_json(list(rows(folder, chosen)))
     else:

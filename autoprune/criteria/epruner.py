@@ -9,7 +9,8 @@ global ranking without normalisation allocates as the paper does, at the beta th
 
 Exemplars of different beta are not nested: at each beta as many units are kept as there are exemplars, first those that
 stay exemplars longest. Several producing layers are clustered together, each divided by its mean filter norm; the
-authors leave residual streams whole. Without a stage's own beta, which their code sets for late layers.
+authors leave residual streams whole. The allocation `exemplars` has a beta for each stage, as theirs for late layers.
+The thin network keeps weights and norms of the exemplars; their random start is the recovery `reinitialise`.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def removal(gram_CC: Tensor, square_C: Tensor, length: int, chunk: int, allowed:
     order: list[int] = []
     prices: list[float] = []
     while len(order) < len(gram_CC):
-        left = [c for c in range(len(gram_CC)) if c not in set(order)]
+        gone = set(order)
+        left = [c for c in range(len(gram_CC)) if c not in gone]
         budget = allowed - len(order) if len(order) < allowed else len(left)
         count = min(chunk, budget)
         within_CC = gram_CC[left][:, left]
@@ -99,20 +100,40 @@ def cheapest(gram_CC: Tensor, energy_C: Tensor, count: int) -> list[int]:
     if not float(level) > 0:
         return list(range(count))
     inverse_CC = torch.linalg.inv(gram_CC + _DAMPING * level * torch.eye(len(gram_CC), dtype=gram_CC.dtype))
+    downdates = Downdates(inverse_CC, count)
     gone: list[int] = []
     for _ in range(count):
-        cost_C = 0.5 * energy_C / inverse_CC.diagonal().clamp_min(1e-300)
+        cost_C = 0.5 * energy_C / downdates.diagonal_C.clamp_min(1e-300)
         cost_C[gone] = torch.inf
-        removed = int(cost_C.argmin())
-        gone.append(removed)
-        inverse_CC = downdated(inverse_CC, removed)
+        gone.append(int(cost_C.argmin()))
+        downdates.remove(gone[-1])
     return gone
 
 
-def downdated(inverse_CC: Tensor, removed: int) -> Tensor:
-    """Return the inverse of the matrix without one row and column, which stay behind as zeros."""
-    row_C = inverse_CC[removed]
-    return inverse_CC - torch.outer(row_C, row_C) / row_C[removed]
+class Downdates:
+    """The inverse of a matrix from which rows and columns are taken one by one; those stay behind as zeros.
+
+    With r the row of what is removed, each step subtracts r r^T / r[removed]. Kept are the r / sqrt(r[removed]): a step
+    asks for one row and the diagonal, not for all of the matrix.
+    """
+
+    def __init__(self, inverse_CC: Tensor, count: int) -> None:
+        self._inverse_CC, self._steps = inverse_CC, 0
+        self._taken_NC = inverse_CC.new_zeros(count, len(inverse_CC))
+        self.diagonal_C = inverse_CC.diagonal().clone()
+
+    def row(self, index: int) -> Tensor:
+        """Return one row (C,) of the inverse as it is now."""
+        taken_KC = self._taken_NC[: self._steps]
+        return self._inverse_CC[index] - taken_KC[:, index] @ taken_KC
+
+    def remove(self, index: int) -> None:
+        """Take a row and its column out."""
+        row_C = self.row(index)
+        scaled_C = row_C / row_C[index].clamp_min(1e-300).sqrt()
+        self._taken_NC[self._steps] = scaled_C
+        self._steps += 1
+        self.diagonal_C -= scaled_C.square()
 
 
 def _filters(group: Group, evidence: ModelEvidence) -> tuple[Tensor, int]:

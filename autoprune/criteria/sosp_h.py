@@ -7,6 +7,9 @@ and Hessian of the mean loss in eval mode. Unit: loss. It stands for the loss ch
 whose removals cancel score low together, so that a score says little about removing one unit alone. Comparable between
 groups without normalisation, as in the paper.
 
+What the ranking hardly takes from is a bottleneck: `autoprune bottlenecks` reports those and writes studies of the
+model with them widened, the paper's second step.
+
 The members of a residual stream or a depthwise chain are one unit, added up before the absolute values. Whether norms
 belong to a unit is our choice; the paper's was not read.
 """

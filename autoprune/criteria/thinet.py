@@ -84,29 +84,31 @@ def greedy_choice(gram_CC: Tensor) -> tuple[Tensor, Tensor]:
     """
     norm_C, left_C = gram_CC.diagonal(), gram_CC.diagonal().clone()
     matching_C, residual = gram_CC.sum(dim=1), float(gram_CC.sum())
-    rows_KC = gram_CC.new_zeros(0, len(gram_CC))
+    rows_NC = torch.zeros_like(gram_CC)
+    chosen_C = torch.zeros(len(gram_CC), dtype=torch.bool)
     order: list[int] = []
     residuals: list[float] = []
     while True:
-        usable_C = left_C > _LEAST * norm_C.max()
-        usable_C[order] = False
+        usable_C = (left_C > _LEAST * norm_C.max()) & ~chosen_C
         if not bool(usable_C.any()):
             return torch.tensor(order, dtype=torch.int64), torch.tensor(residuals, dtype=torch.float64)
         gain_C = torch.where(usable_C, matching_C.square() / norm_C.clamp_min(1e-300), -1.0)
         chosen = int(gain_C.argmax())
+        rows_KC = rows_NC[: len(order)]
         row_C = (gram_CC[chosen] - rows_KC[:, chosen] @ rows_KC) / left_C[chosen].sqrt()
+        rows_NC[len(order)] = row_C
+        chosen_C[chosen] = True
         order.append(chosen)
         residuals.append(max(residual, 0.0))
         along = matching_C[chosen] / left_C[chosen].sqrt()
         residual -= float(along.square())
         matching_C = matching_C - row_C * along
         left_C = left_C - row_C.square()
-        rows_KC = torch.cat([rows_KC, row_C[None]])
 
 
 def _least_useful_first(gram_CC: Tensor) -> tuple[Tensor, Tensor]:
     chosen, residuals = greedy_choice(gram_CC)
-    never = [j for j in range(len(gram_CC)) if j not in set(chosen.tolist())]
+    never = sorted(set(range(len(gram_CC))) - set(chosen.tolist()))
     order = torch.cat([torch.tensor(never, dtype=torch.int64), chosen.flip(0)])
     return order, torch.cat([residuals.new_zeros(len(never)), residuals.flip(0)])
 

@@ -58,6 +58,8 @@ EFFORT: Mapping[Evidence, Effort] = {
     Evidence.UNIT_CURVATURE: Effort(passes=2 * (3 + _AGAIN)),
     Evidence.GAUSS_NEWTON: Effort(passes=3, per_output=2),
     Evidence.HESSIAN_TRACES: Effort(passes=3 + _AGAIN * PROBES),
+    # by the true and by drawn labels, and products of all pairs of a layer's outputs
+    Evidence.KRONECKER: Effort(passes=6),
     Evidence.GATE_CURVATURE: Effort(passes=3, per_unit=_AGAIN),
 }
 """What a recipe measures by itself is counted by the trial that does it.

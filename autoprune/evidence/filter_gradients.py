@@ -88,6 +88,8 @@ def _gram(module: nn.Module, calls: Calls, place: Place) -> Tensor:
     total = torch.zeros(len(indices_CM), len(indices_CM), dtype=torch.float64, device=weight.device)
     if not calls:
         return total
+    if len(calls) == 1 and _by_positions(module, *calls[0], size=len(indices_CM)):
+        return _gram_by_positions(module, *calls[0], indices_CM.to(weight.device))
     part = max(1, _MOST_VALUES // weight.numel())
     for start in range(0, len(calls[0][0]), part):
         gamma_NOD = torch.stack(
@@ -98,23 +100,52 @@ def _gram(module: nn.Module, calls: Calls, place: Place) -> Tensor:
     return total
 
 
-def sample_gradients(module: nn.Module, read: Tensor, gradient: Tensor) -> Tensor:
-    """Return (N, O, d): each sample's gradient by every output's weights, and its bias where there is one."""
+def _by_positions(module: nn.Module, read: Tensor, gradient: Tensor, size: int) -> bool:
+    """Whether products of positions (T, T) take less than gradients of weights (O, D); of dense layers only."""
+    if getattr(module, "groups", 1) != 1:
+        return False
+    weight = cast(Tensor, module.weight)
+    outputs, inputs = weight.shape[0], weight[0].numel()
+    positions = gradient.numel() // (len(gradient) * outputs)
+    by_positions = positions * (positions * (inputs + outputs) + size * outputs)
+    return by_positions < outputs * inputs * (positions + size)
+
+
+def _gram_by_positions(module: nn.Module, read: Tensor, gradient: Tensor, indices_CM: Tensor) -> Tensor:
+    """Return the sum over samples of Gamma_n Gamma_n^T = delta_n (A_n^T A_n) delta_n^T, A_n what the layer reads."""
+    size = len(indices_CM)
+    total = torch.zeros(size, size, dtype=torch.float64, device=gradient.device)
+    for start in range(len(read)):
+        delta_1OT, patches_1DT = _delta_and_patches(module, read[start : start + 1], gradient[start : start + 1])
+        delta_OT, patches_DT = delta_1OT[0].double(), patches_1DT[0].double()
+        products_TT = patches_DT.T @ patches_DT
+        if getattr(module, "bias", None) is not None:
+            products_TT = products_TT + 1
+        left_CK = (delta_OT @ products_TT)[indices_CM].reshape(size, -1)
+        total += left_CK @ delta_OT[indices_CM].reshape(size, -1).T
+    return total
+
+
+def _delta_and_patches(module: nn.Module, read: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (N, O, T), the gradient at every position, and (N, D, T), what the layer read there."""
     samples = len(read)
     if isinstance(module, nn.Linear):
         delta_NOT = gradient.reshape(samples, -1, gradient.shape[-1]).transpose(1, 2)
-        found_NOD = delta_NOT @ read.reshape(samples, -1, read.shape[-1])
-    else:
-        delta_NOT = gradient.flatten(2)
-        conv = cast("nn.Conv1d | nn.Conv2d", module)
-        groups, patches_NDT = conv.groups, _patches(conv, read)
-        parts = [
-            delta @ patches.transpose(1, 2)
-            for delta, patches in zip(
-                delta_NOT.tensor_split(groups, dim=1), patches_NDT.tensor_split(groups, dim=1), strict=True
-            )
-        ]
-        found_NOD = torch.cat(parts, dim=1)
+        return delta_NOT, read.reshape(samples, -1, read.shape[-1]).transpose(1, 2)
+    return gradient.flatten(2), _patches(cast("nn.Conv1d | nn.Conv2d", module), read)
+
+
+def sample_gradients(module: nn.Module, read: Tensor, gradient: Tensor) -> Tensor:
+    """Return (N, O, d): each sample's gradient by every output's weights, and its bias where there is one."""
+    delta_NOT, patches_NDT = _delta_and_patches(module, read, gradient)
+    groups = int(getattr(module, "groups", 1))
+    parts = [
+        delta @ patches.transpose(1, 2)
+        for delta, patches in zip(
+            delta_NOT.tensor_split(groups, dim=1), patches_NDT.tensor_split(groups, dim=1), strict=True
+        )
+    ]
+    found_NOD = torch.cat(parts, dim=1)
     if getattr(module, "bias", None) is None:
         return found_NOD
     return torch.cat([found_NOD, delta_NOT.sum(dim=2, keepdim=True)], dim=2)

@@ -34,6 +34,7 @@ class Evidence(StrEnum):
     NEXT_LAYER = "next_layer"
     FINAL_RESPONSES = "final_responses"
     FILTER_GRADIENTS = "filter_gradients"
+    KRONECKER = "kronecker"
     GROUP_SENSITIVITIES = "group_sensitivities"
 
 

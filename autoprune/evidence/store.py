@@ -8,6 +8,7 @@ seed of a trial.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from autoprune.evidence.gate_gradients import gate_gradients
 from autoprune.evidence.hessian_traces import hessian_traces
 from autoprune.evidence.input_moments import input_moments
 from autoprune.evidence.kinds import OF_A_RECIPE, Evidence, Gathered, Source
+from autoprune.evidence.kronecker import kronecker
 from autoprune.evidence.next_layer import next_layer
 from autoprune.evidence.propagation import FinalScores, Sweep, final_responses, propagate, units_of
 from autoprune.evidence.readings import Reading, readings, readings_of
@@ -190,6 +192,29 @@ class ModelEvidence:
             )
         return gathered[group.name]
 
+    def curvature(self, layer: str) -> tuple[Tensor, Tensor] | None:
+        """Return (M, M) and (N, N), the factors of a layer's curvature (`autoprune.curvature`); None without them."""
+        outputs_NN, moments = self.gather(Evidence.KRONECKER).get(f"{layer}.outputs"), self.input_moments(layer)
+        if outputs_NN is None or moments is None:
+            return None
+        mean_D, second_DD = moments
+        known = next(one for one in self._structure.layers if one.name == layer)
+        positions = sum(math.prod(call.out_positions) for call in known.calls)
+        if known.bias is not None:
+            second_DD = torch.cat([second_DD, mean_D[None]])
+            second_DD = torch.cat([second_DD, torch.cat([mean_D, mean_D.new_ones(1)])[:, None]], dim=1)
+        return positions * second_DD, outputs_NN
+
+    def removal_changes(self, group: Group) -> tuple[Tensor, float]:
+        """Return (C,) how the mean loss changes, to second order, without each unit, and that loss.
+
+        Raises NotApplicable for a group that something else than a convolution or linear layer reads.
+        """
+        found = self.gather(Evidence.KRONECKER)
+        if f"{group.name}.change" not in found:
+            raise NotApplicable(f"group {group.name!r} has no change of loss: no convolution or linear layer reads it")
+        return found[f"{group.name}.change"], float(found["loss"])
+
     @property
     def samples(self) -> int:
         """Training samples that evidence is taken from."""
@@ -302,4 +327,5 @@ _GATHER: Mapping[Evidence, Callable[[nn.Module, Structure, Source], Gathered]] =
     Evidence.NEXT_LAYER: next_layer,
     Evidence.FINAL_RESPONSES: final_responses,
     Evidence.FILTER_GRADIENTS: filter_gradients,
+    Evidence.KRONECKER: kronecker,
 }

@@ -1,7 +1,7 @@
 """What verification runs on: a model on which errors show, and inputs.
 
-Everything is compared in float64. Between two tries the model lies in its own types: a float64 copy of a model and a
-cut copy beside it would be four times its size.
+Everything is compared in float64. Between two tries the model has its values in its own types, in the memory of the
+user's model where they are the same: a float64 copy with a cut copy beside it would be four times the model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +24,7 @@ from autoprune.graph import surgery, tracer
 @dataclass(frozen=True, eq=False)
 class Bench:
     """A model on which errors show, and inputs. training is None when it cannot train on them; chances: number of
-    training passes; resting: its tensors and the types that they have between two tries."""
+    training passes; resting: its tensors and the values that they have between two tries."""
 
     model: nn.Module
     inputs: tracer.Inputs
@@ -32,16 +33,19 @@ class Bench:
     dtype: torch.dtype
     flops: float
     chances: int
-    resting: tuple[tuple[Tensor, torch.dtype], ...]
+    resting: tuple[tuple[Tensor, Tensor], ...]
 
     @staticmethod
     def build(model: nn.Module, inputs: tracer.Inputs, chances: int = 1, *, own: bool = False) -> Bench:
-        """In float64 where the model can, else in float32. own: change this model, which then rests in its types."""
+        """In float64 where the model can, else in float32.
+
+        own: take this model, which then rests in its types. What its parameters hold is read only.
+        """
         ready = (model if own else copy.deepcopy(model)).eval().requires_grad_(False)
-        tensors = [t for t in (*ready.parameters(), *ready.buffers()) if t.is_floating_point() or t.is_complex()]
-        before = [t.dtype for t in tensors]
+        tensors = [*ready.parameters(), *ready.buffers()]
+        before = [t.data for t in tensors]
         for dtype in (torch.float64, torch.float32):
-            _cast(tensors, [surgery.widened(t, dtype) for t in tensors])
+            _widen(tensors, before, dtype)
             given = _random_like(inputs, dtype)
             counter = FlopCounterMode(display=False)
             try:
@@ -51,12 +55,14 @@ class Bench:
                 # Some module makes tensors of a fixed type; float32 is the type it was written for.
                 continue
             break
-        _randomise(ready)
+        random = _randomise(ready)
         twice = tracer.twice(given)
         found = _train_shapes(ready, twice)
-        resting = tuple(zip(tensors, before if own else [t.dtype for t in tensors], strict=True))
         if own:
-            _cast(tensors, before)
+            for tensor, values in zip(tensors, before, strict=True):
+                # Parameters that were left as they were lie where they did.
+                same = isinstance(tensor, nn.Parameter) and id(tensor) not in random
+                tensor.data = values if same else tensor.data.to(values.dtype)
         return Bench(
             ready,
             given,
@@ -65,7 +71,7 @@ class Bench:
             dtype,
             float(counter.get_total_flops()),
             chances,
-            resting,
+            tuple((tensor, tensor.data) for tensor in tensors),
         )
 
     @property
@@ -73,20 +79,29 @@ class Bench:
         """float64 or float32."""
         return str(self.dtype).removeprefix("torch.")
 
+    def shared(self) -> dict[int, Any]:
+        """What a copy of the model takes over instead of copying it, for copy.deepcopy: the values of parameters.
+
+        Buffers are copied, because training passes write into them.
+        """
+        plain = (p for p in self.model.parameters() if type(p) is nn.Parameter)
+        return {id(p): nn.Parameter(p.data, requires_grad=False) for p in plain}
+
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        """With the model in the precision of the comparison."""
-        tensors = [tensor for tensor, _ in self.resting]
-        _cast(tensors, [surgery.widened(tensor, self.dtype) for tensor in tensors])
+        """With the model in the precision of the comparison; what is changed in it meanwhile is forgotten."""
+        tensors, values = [tensor for tensor, _ in self.resting], [held for _, held in self.resting]
+        _widen(tensors, values, self.dtype)
         try:
             yield
         finally:
-            _cast(tensors, [dtype for _, dtype in self.resting])
+            for tensor, held in self.resting:
+                tensor.data = held
 
 
-def _cast(tensors: list[Tensor], dtypes: list[torch.dtype]) -> None:
-    for tensor, dtype in zip(tensors, dtypes, strict=True):
-        tensor.data = tensor.data.to(dtype)
+def _widen(tensors: list[Tensor], values: list[Tensor], dtype: torch.dtype) -> None:
+    for tensor, held in zip(tensors, values, strict=True):
+        tensor.data = held.to(surgery.widened(held, dtype), copy=True)
 
 
 def _random_like(inputs: tracer.Inputs, dtype: torch.dtype) -> tracer.Inputs:
@@ -99,8 +114,9 @@ def _random_like(inputs: tracer.Inputs, dtype: torch.dtype) -> tracer.Inputs:
     return result
 
 
-def _randomise(model: nn.Module) -> None:
-    """Replace constant parameters: a scale of zero or equal biases would hide a wrong index."""
+def _randomise(model: nn.Module) -> set[int]:
+    """Replace constant parameters: a scale of zero or equal biases would hide a wrong index. Returns their ids."""
+    replaced = set()
     for name, parameter in model.named_parameters():
         if (
             not parameter.is_floating_point()
@@ -108,6 +124,7 @@ def _randomise(model: nn.Module) -> None:
             or not (parameter == parameter.flatten()[0]).all()
         ):
             continue
+        replaced.add(id(parameter))
         noise = torch.randn_like(parameter)
         if parameter.dim() > 1:
             parameter.copy_(noise / (parameter.numel() / parameter.shape[0]) ** 0.5)
@@ -120,12 +137,17 @@ def _randomise(model: nn.Module) -> None:
             module.running_mean.normal_(0, 0.1)
             assert module.running_var is not None
             module.running_var.uniform_(0.5, 1.5)
+    return replaced
 
 
 def _train_shapes(model: nn.Module, inputs: tracer.Inputs) -> Any:
     """Shapes of a training pass, or the exception. Leaves fitting statistics, so that signals keep their
     size."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None]
+    # torch takes a recurrent layer apart, step by step, to foretell its shapes.
+    steps = any(isinstance(m, nn.RNNBase) for m in model.modules())
+    if not norms and not steps and (found := _foretold(model, inputs)) is not None:
+        return found
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
@@ -141,6 +163,20 @@ def _train_shapes(model: nn.Module, inputs: tracer.Inputs) -> Any:
             if norm.running_mean is not None and norm.running_var is not None:
                 norm.running_mean.add_(0.1 * torch.randn_like(norm.running_mean))
                 norm.running_var.mul_(0.8 + 0.4 * torch.rand_like(norm.running_var)).clamp_(min=1e-3)
+
+
+def _foretold(model: nn.Module, inputs: tracer.Inputs) -> list[tuple[int, ...]] | None:
+    """Shapes of a training pass without doing its arithmetic; None where they depend on values."""
+    held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    try:
+        # A copy of all but the tensors: modules may keep what they compute.
+        apart = copy.deepcopy(model, dict(held)).train()
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            args, kwargs = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
+            return shapes(apart(*args, **kwargs))
+    except Exception:
+        # What is wrong, and whether anything is, the pass itself tells.
+        return None
 
 
 def leaves(output: Any) -> list[Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,10 +22,11 @@ from torch.fx import Node
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.errors import TraceFailed
-from autoprune.graph import failures, tracer
+from autoprune.graph import failures, rehearsal, skipping, surgery, tracer
 from autoprune.graph.bench import Bench, leaves, shapes
 from autoprune.graph.flow import Flow
 from autoprune.graph.labels import Why
+from autoprune.graph.liveness import unneeded
 from autoprune.graph.parts import FixedBlock, within
 from autoprune.graph.residuals import Reader
 from autoprune.graph.search import Search
@@ -83,16 +85,19 @@ class _Trial:
         """What goes wrong when these blocks are skipped and all others kept. training: whether it is tried too."""
         if not names:
             return None
-        less = self.structure.skip_blocks(self.bench.model, names)
+        less = skipping.copied_without(self.structure, self.bench.model, names, self.bench.shared())
         try:
-            problem = self._difference(less, names) or self._cost_problem(names)
+            with FlopCounterMode(display=False) as counter:
+                args, kwargs = self.bench.inputs
+                skipped = leaves(less(*args, **kwargs))
+            problem = self._difference(skipped, names) or self._cost_problem(float(counter.get_total_flops()), names)
             return problem or (self._training_problem(less) if training else None)
         except Exception as error:
-            return Why("verification", failures.failing_module(less, error), failures.short(error))
+            why = Why("verification", failures.failing_module(less, error), failures.short(error))
+            failures.forget(error)
+            return why
 
-    def _difference(self, less: nn.Module, names: Sequence[str]) -> Why | None:
-        args, kwargs = self.bench.inputs
-        skipped = leaves(less(*args, **kwargs))
+    def _difference(self, skipped: list[Tensor], names: Sequence[str]) -> Why | None:
         zeroed, changed = self._zeroed(names)
         if changed:
             return Why("verification", changed, f"with its branches at zero, {changed} changes its input")
@@ -110,30 +115,34 @@ class _Trial:
             return [], missing[0]
         chosen = [self.blocks[name] for name in names]
         branches = {branch for item in chosen for branch in item.branches}
-        entries = {item.entry: Tensor() for item in chosen}
         exits = {item.exit: item for item in chosen}
+        left = Counter(item.entry for item in chosen)
+        entries: dict[Node, Tensor] = {}
         changed: list[str] = []
 
         def see(node: Node, result: Any) -> Any:
             if node in exits:
                 item = exits[node]
+                assert item.entry is not None
                 if not torch.equal(result, entries[item.entry]):
                     changed.append(item.path)
+                left[item.entry] -= 1
+                if not left[item.entry]:
+                    del entries[item.entry]
             if node in branches:
-                result = torch.zeros_like(result)
-            if node in entries:
+                result = _zeros(node, self.bench.dtype) if result is None else torch.zeros_like(result)
+            if node in left:
                 # a copy: what comes behind may write into it
                 entries[node] = result.clone()
             return result
 
         for node, value in zip(self.flow.nodes, self.flow.arguments(self.given), strict=False):
-            if node in entries:
+            if node in left:
                 entries[node] = value.clone()
-        outputs = self.flow.run(self.given, see)
+        outputs = self.flow.run(self.given, see, unneeded(self.flow.nodes, branches))
         return leaves(outputs), (changed or [""])[0]
 
-    def _cost_problem(self, names: Sequence[str]) -> Why | None:
-        counted = _counted(self.structure.skip_blocks(self.bench.model, names), self.bench.inputs)
+    def _cost_problem(self, counted: float, names: Sequence[str]) -> Why | None:
         saved = (self.bench.flops - counted) / tracer.batch_size(self.bench.inputs)
         less = self.structure.without_blocks(names)
         told = self.structure.total_flops(self.structure.sizes) - less.total_flops(less.sizes)
@@ -146,17 +155,18 @@ class _Trial:
             return None
         args, kwargs = self.bench.training
         less.train().requires_grad_(True)
-        with torch.enable_grad():
+        found: list[tuple[int, ...]] = []
+
+        def forward() -> list[Tensor]:
             outputs = leaves(less(*args, **kwargs))
-            if shapes(outputs) != self.bench.shapes:
-                return Why("verification", "", "training outputs change their shapes")
-            with_gradient = [output.sum() for output in outputs if output.requires_grad]
-            if with_gradient:
-                torch.stack(with_gradient).sum().backward()  # type: ignore[no-untyped-call]
-        return None
+            found.extend(shapes(outputs))
+            return outputs
+
+        rehearsal.backward(less, forward)
+        return None if found == self.bench.shapes else Why("verification", "", "training outputs change their shapes")
 
 
-def _counted(model: nn.Module, inputs: tracer.Inputs) -> float:
-    with FlopCounterMode(display=False) as counter:
-        model(*inputs[0], **inputs[1])
-    return float(counter.get_total_flops())
+def _zeros(node: Node, dtype: torch.dtype) -> Tensor:
+    """What stands for the result of an operator that did not run, in a model of that precision."""
+    value = node.meta["val"]
+    return torch.zeros(tuple(value.shape), dtype=surgery.widened(value, dtype), device=value.device)

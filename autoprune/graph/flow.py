@@ -6,7 +6,7 @@ for cut models with their restricted structure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -87,12 +87,13 @@ class Flow:
                 found.append(held)
         return found
 
-    def run(self, inputs: Any, see: Callable[[Node, Any], Any]) -> Any:
+    def run(self, inputs: Any, see: Callable[[Node, Any], Any], without: Collection[Node] = ()) -> Any:
         """Run one batch and return its outputs, flat.
 
-        `see` gets every operator's node and result and returns what goes on in its place.
+        `see` gets every operator's node and result and returns what goes on in its place. The nodes in `without` are
+        not computed; their result is None.
         """
-        return _Run(self.program.graph_module, see).run(*self.arguments(inputs))
+        return _Run(self.program.graph_module, see, without).run(*self.arguments(inputs))
 
     def written(self, group: Group) -> tuple[Tap, ...]:
         """Where each producer's units are final: behind its norm, activation and depthwise convolution.
@@ -152,12 +153,15 @@ class Flow:
 
 
 class _Run(torch.fx.Interpreter):
-    def __init__(self, module: torch.fx.GraphModule, see: Callable[[Node, Any], Any]) -> None:
+    def __init__(
+        self, module: torch.fx.GraphModule, see: Callable[[Node, Any], Any], without: Collection[Node]
+    ) -> None:
         super().__init__(module)
         self._see = see
+        self._without = without
 
     def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
+        result = None if n in self._without else super().run_node(n)
         return self._see(n, result) if n.op == "call_function" else result
 
 

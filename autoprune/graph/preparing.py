@@ -39,6 +39,20 @@ def prepared(model: nn.Module) -> nn.Module:
     return own
 
 
+def share(own: nn.Module, model: nn.Module) -> None:
+    """Let parameters of a copy have their values in the model's memory, where they are equal still.
+
+    Only for a copy that nothing writes into from now on: after a forward pass, which shows what is written.
+    """
+    theirs = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in own.named_parameters():
+        other = theirs.get(name)
+        if other is None or type(parameter) is not nn.Parameter or type(other) is not nn.Parameter:
+            continue
+        if parameter.device == other.device and torch.equal(parameter, other):
+            parameter.data = other.data
+
+
 def _check_module(path: str, module: nn.Module) -> None:
     place = f"module {path!r}" if path else "the model"
     kind = type(module)

@@ -6,7 +6,7 @@ to the module that raised and to its like first, and members of a family are tol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autoprune.graph.labels import Why
@@ -18,11 +18,13 @@ LIMIT = 80
 @dataclass
 class Search:
     """families: group -> the family it belongs to; under: module path -> groups in it and in its like; problem:
-    what goes wrong when these groups are cut."""
+    what goes wrong when these groups are cut; kinds: group -> what members of a family have to have in common for one
+    to speak for another, where that is more than the family."""
 
     families: Mapping[str, str]
     under: Callable[[str], set[str]]
     problem: Callable[[Sequence[str]], Why | None]
+    kinds: Mapping[str, Hashable] = field(default_factory=dict)
     limit: int = LIMIT
     found: dict[str, Why] = field(default_factory=dict)
 
@@ -84,16 +86,25 @@ class Search:
         if (alone := self._try([*left, first])) is None:
             return self._halves([*left, first], others, found)
         left = self._blame(left, [first], alone)
-        if self._try([*left, *others]) is None:
-            return [*left, *others]
-        # When the first fails mostly all do: a few of the others tell, before each one is tried.
+        # When the first fails mostly all do: a few of the others tell, before each one is tried. The last comes first:
+        # if it fails, so do all others with it.
         probes = list(dict.fromkeys((others[-1], others[len(others) // 2], others[0])))
-        passed = [name for name in probes if self.limit > 0 and self._try([*left, name]) is None]
-        failed = [name for name in probes if name not in passed]
+        last = self._fails(left, probes[0])
+        if not last and self._try([*left, *others]) is None:
+            return [*left, *others]
+        failed = [name for i, name in enumerate(probes) if (last if i == 0 else self._fails(left, name))]
+        passed = [name for name in probes if name not in failed]
         rest = [name for name in others if name not in probes]
+        left = self._blame(left, failed, alone)
         if not passed:
-            return self._blame(left, others, alone)
-        return self._halves(self._halves(self._blame(left, failed, alone), passed, found), rest, found)
+            known = {self.kinds.get(name) for name in (first, *failed)}
+            like = [name for name in rest if self.kinds.get(name) in known]
+            left = self._blame(left, like, alone)
+            rest = [name for name in rest if name not in like]
+        return self._halves(self._halves(left, passed, found), rest, found)
+
+    def _fails(self, left: list[str], name: str) -> bool:
+        return self.limit <= 0 or self._try([*left, name]) is not None
 
     def _halves(self, left: list[str], names: list[str], problem: Why) -> list[str]:
         if not names:

@@ -228,30 +228,36 @@ def _resize(
 
 def mask(structure: Structure, model: nn.Module, keep: Keep) -> nn.Module:
     """Return a full-size copy whose removed units are zero."""
-    kept = keeping.kept_units(structure, keep)
     masked = copy.deepcopy(model)
-    with torch.no_grad():
-        for plan in structure.axes:
-            gone = np.flatnonzero((plan.units >= 0) & ~kept[plan.units])
-            if plan.role in ZEROED and len(gone):
-                tensor = tensor_by_name(masked, plan.tensor)
-                tensor.index_fill_(plan.axis, torch.from_numpy(gone).to(tensor.device), 0)
+    zero(structure, masked, keep)
     return masked
+
+
+def zero(structure: Structure, model: nn.Module, keep: Keep) -> None:
+    """Set the removed units of the model itself to zero."""
+    with torch.no_grad():
+        for tensor, axis, gone in _zeroed(structure, model, keep):
+            tensor.index_fill_(axis, gone, 0)
+
+
+def _zeroed(structure: Structure, model: nn.Module, keep: Keep) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """(tensor, axis, indices) of all that masking sets to zero."""
+    kept = keeping.kept_units(structure, keep)
+    for plan in structure.axes:
+        gone = np.flatnonzero((plan.units >= 0) & ~kept[plan.units])
+        if plan.role in ZEROED and len(gone):
+            tensor = tensor_by_name(model, plan.tensor)
+            yield tensor, plan.axis, torch.from_numpy(gone).to(tensor.device)
 
 
 @contextlib.contextmanager
 def masked(structure: Structure, model: nn.Module, keep: Keep) -> Iterator[nn.Module]:
     """The model itself with its removed units at zero, and as it was afterwards. Saves memory against `mask`."""
-    kept = keeping.kept_units(structure, keep)
     saved: list[tuple[Tensor, int, Tensor, Tensor]] = []
     with torch.no_grad():
-        for plan in structure.axes:
-            gone = np.flatnonzero((plan.units >= 0) & ~kept[plan.units])
-            if plan.role in ZEROED and len(gone):
-                tensor = tensor_by_name(model, plan.tensor)
-                index = torch.from_numpy(gone).to(tensor.device)
-                saved.append((tensor, plan.axis, index, tensor.index_select(plan.axis, index)))
-                tensor.index_fill_(plan.axis, index, 0)
+        for tensor, axis, gone in _zeroed(structure, model, keep):
+            saved.append((tensor, axis, gone, tensor.index_select(axis, gone)))
+            tensor.index_fill_(axis, gone, 0)
     try:
         yield model
     finally:

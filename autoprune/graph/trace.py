@@ -35,26 +35,26 @@ def trace(
         inputs = tracer.as_inputs(example_inputs)
         own = preparing.prepared(model)
         total, seen = _count(own, inputs)
+        preparing.share(own, model)
         with torch.random.fork_rng(preparing.devices(own)):
             traced = tracer.trace_relations(own, inputs)
         plan.lock_excluded(traced, exclude)
         plan.lock_unread(traced)
         structure = plan.build(traced, total / tracer.batch_size(inputs), round_to, exclude)
         structure = blocks.with_blocks(structure, traced, seen, tracer.batch_size(inputs), exclude)
-        if verify:
-            return _verified(structure, own, inputs, traced)
-        return structure
-
-
-def _verified(structure: Structure, own: nn.Module, inputs: tracer.Inputs, traced: tracer.Traced) -> Structure:
-    hints = plan.hints_by_group(traced, structure)
-    with torch.random.fork_rng(preparing.devices(own)), torch.no_grad():
-        torch.manual_seed(0)
-        bench = verification.bench_for(structure, own, inputs)
-        # Blocks first: what they show of the fixed part of the cost does not depend on groups.
-        with bench.ready():
-            structure = block_proof.proven(structure, bench, traced.program)
-    return verification.verified(structure, own, inputs, hints, bench)
+        if not verify:
+            return structure
+        hints, program = plan.hints_by_group(traced, structure), traced.program
+        # Labels and graph are as large as a small model, and nothing is read from them any more.
+        del traced
+        with torch.random.fork_rng(preparing.devices(own)), torch.no_grad():
+            torch.manual_seed(0)
+            bench = verification.bench_for(structure, own, inputs)
+            # Blocks first: what they show of the fixed part of the cost does not depend on groups.
+            with bench.ready():
+                structure = block_proof.proven(structure, bench, program)
+        del program
+        return verification.verified(structure, own, inputs, hints, bench)
 
 
 def _check_options(exclude: Sequence[str], round_to: int) -> None:

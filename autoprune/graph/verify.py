@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from autoprune.graph import failures, preparing, surgery, tracer
 from autoprune.graph.bench import Bench, leaves, shapes
 from autoprune.graph.freezing import without
 from autoprune.graph.labels import Why
-from autoprune.graph.parts import FrozenGroup, IntArray
+from autoprune.graph.parts import FrozenGroup, Group, IntArray
 from autoprune.graph.rules.elementwise import NOT_ZERO
 from autoprune.graph.search import Search
 from autoprune.graph.structure import Structure
@@ -70,26 +70,46 @@ def _repaired(
     trial = _Trial(structure, bench, draw)
     if (problem := trial.problem(structure.names)) is None:
         return structure, {}
-    likely = structure
+    likely, last = structure, trial
     # All groups at once first: most often one kind of module is to blame, and this takes a few tries only.
     while problem is not None and (resized := _resized(likely, model, [problem], hints)) != likely.resized:
         likely = dataclasses.replace(likely, resized=resized)
-        problem = _Trial(likely, bench, draw).problem(likely.names)
+        last = _Trial(likely, bench, draw)
+        problem = last.problem(likely.names)
     if problem is None:
         return likely, {}
-    found = _culprits(structure, model, bench, draw)
+    if likely.resized != structure.resized:
+        # What is left is mostly of another kind. Resizing is given up only where it breaks more than it mends.
+        left = _culprits(last, model)
+        if 2 * len(left) <= len(structure.names):
+            return likely, left
+    found = _culprits(trial, model)
     resized = _resized(likely, model, list(found.values()), {name: hints[name] for name in found if name in hints})
     if resized != structure.resized:
         other = dataclasses.replace(structure, resized=resized)
-        again = _culprits(other, model, bench, draw)
+        again = _culprits(_Trial(other, bench, draw), model)
         if len(again) < len(found):
             return other, again
     return structure, found
 
 
-def _culprits(structure: Structure, model: nn.Module, bench: Bench, draw: Draw) -> dict[str, Why]:
-    trial = _Trial(structure, bench, draw)
-    return Search(_families(structure), _under(structure, model), trial.problem).culprits()
+def _culprits(trial: _Trial, model: nn.Module) -> dict[str, Why]:
+    structure = trial.structure
+    modules = dict(model.named_modules(remove_duplicate=False))
+    kinds = {group.name: _kind(group, modules) for group in structure.groups}
+    return Search(_families(structure), _under(structure, model), trial.problem, kinds).culprits()
+
+
+def _kind(group: Group, modules: Mapping[str, nn.Module]) -> Hashable:
+    """What groups have in common that fail alike: places, sizes, and the module with the one around it."""
+    places = tuple((place.role, place.axis, place.indices.shape) for place in group.places)
+    path = group.name.partition("#")[0]
+    around = [modules[at] for at in (path, path.rpartition(".")[0]) if at in modules]
+    return places, tuple((type(module), _flags(module)) for module in around)
+
+
+def _flags(module: nn.Module) -> tuple[tuple[str, bool | str], ...]:
+    return tuple(sorted((key, held) for key, held in vars(module).items() if isinstance(held, bool | str)))
 
 
 def _resized(
@@ -182,9 +202,16 @@ class _Trial:
         }
         single = {name for name in _crossed(structure) if len(self.keep[name]) == 1}
         self.hidden = set() if self.narrowest else single
+        self._known: dict[frozenset[str], Why | None] = {}
 
     def problem(self, names: Sequence[str]) -> Why | None:
-        """What goes wrong when these groups are cut and all others kept."""
+        """What goes wrong when these groups are cut and all others kept. The same question is answered once."""
+        asked = frozenset(names)
+        if asked not in self._known:
+            self._known[asked] = self._problem(names)
+        return self._known[asked]
+
+    def _problem(self, names: Sequence[str]) -> Why | None:
         found = self._tried(names)
         if found is not None or len(names) < 2 or not self.hidden.intersection(names):
             return found
@@ -201,7 +228,8 @@ class _Trial:
             training = self._training_problem(model)
             # The cut copy goes before the full model takes its place: both at once are too much for large ones.
             model = self.bench.model
-            with surgery.masked(self.structure, model, keep), self.bench.ready():
+            with self.bench.ready():
+                surgery.zero(self.structure, model, keep)
                 full = self._run(model)
             return self._difference(cut, full) or self._cost_problem(saved, keep) or training
         except Exception as error:

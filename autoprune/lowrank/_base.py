@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import bisect
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from autoprune.rooms import Method
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from autoprune.data import Data
     from autoprune.evidence import ModelEvidence
     from autoprune.graph import Layer
+    from autoprune.training import Train
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankContext:
+    """What a method that trains works with. What `train` spends is counted by whoever made the context."""
+
+    data: Data
+    device: torch.device
+    train: Train
 
 
 class LowRank(Method):
@@ -32,6 +45,12 @@ class LowRank(Method):
     def fits_outputs(self) -> bool:
         """Whether `factor` looks at the moments of what a layer reads (`Evidence.INPUT_MOMENTS`)."""
         return False
+
+    def shape(self, model: nn.Module, ranks: Mapping[str, int], context: LowRankContext) -> None:
+        """Train the model in place, before its layers are factorised, so that they come to the ranks given by name.
+
+        Most methods do nothing. Raises BadRecipe as the context's training does, LossNotFinite or OutOfMemory.
+        """
 
     @abstractmethod
     def rank_fractions(self, layers: Sequence[Layer]) -> dict[str, float]:

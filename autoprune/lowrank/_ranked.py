@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoprune.fields import PerItem, choice, hyperparameters, per_item
 from autoprune.lowrank import _pairs
 from autoprune.lowrank._base import LowRank
+from autoprune.lowrank._matrices import Axes
 from autoprune.lowrank._responses import spread_of
 
 if TYPE_CHECKING:
@@ -42,15 +43,19 @@ class Ranked(LowRank):
         "that every layer keeps its own least rank",
     )
 
+    def splits(self, layer: Layer) -> bool:
+        """Tell whether the method may factorise a layer."""
+        return _pairs.is_splittable(layer)
+
     def rank_fractions(self, layers: Sequence[Layer]) -> dict[str, float]:
         """Raises BadRecipe for a key of the mapping that matches no eligible layer."""
         declared = cast(PerItem, hyperparameters(self)["rank_fraction"])
-        names = [layer.name for layer in layers if _pairs.is_splittable(layer)]
+        names = [layer.name for layer in layers if self.splits(layer)]
         return declared.resolve(f"{type(self).__name__}.rank_fraction", self.rank_fraction, names)
 
     def energies(self, layers: Sequence[Layer], evidence: ModelEvidence) -> dict[str, NDArray[np.float64]]:
         """Raises TrialFailed when a weight is NaN or infinite."""
-        if self.ranks != "energy":
+        if self.ranks == "searched":
             return {}
         kind = {key: value for key, value in self.config().items() if key != "rank_fraction"}
 
@@ -62,7 +67,7 @@ class Ranked(LowRank):
         return {
             layer.name: evidence.remember(f"{kind}/{layer.name}", functools.partial(of, layer)).numpy()
             for layer in layers
-            if _pairs.is_splittable(layer)
+            if self.splits(layer)
         }
 
     @abstractmethod
@@ -71,3 +76,25 @@ class Ranked(LowRank):
 
         spread: (D, D), of what the layer reads; None where the method does not fit outputs, or has no moments.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired(Ranked):
+    """Puts two thin layers in the place of one, each kernel axis in one of the two."""
+
+    def full_rank(self, layer: Layer, n_in: int, n_out: int) -> int:
+        return _pairs.pair_full_rank(layer, self.axes(layer.kernel), n_in, n_out)
+
+    def flops(self, layer: Layer, n_in: int, n_out: int, rank: int) -> float:
+        return _pairs.pair_flops(layer, self.axes(layer.kernel), n_in, n_out, rank)
+
+    def params(self, layer: Layer, n_in: int, n_out: int, rank: int) -> int:
+        return _pairs.pair_params(layer, self.axes(layer.kernel), n_in, n_out, rank)
+
+    def skeleton(self, module: nn.Module, rank: int) -> nn.Module:
+        """Raises NotApplicable for anything but a plain, ungrouped layer, ValueError for a rank below 1."""
+        return _pairs.empty_pair(module, self.axes(_pairs.kernel_of(module)), rank)
+
+    def axes(self, kernel: tuple[int, ...]) -> Axes:
+        """Tell which kernel axes the first of the two layers takes: by default all of them."""
+        return (True,) * len(kernel)

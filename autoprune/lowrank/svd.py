@@ -21,7 +21,8 @@ the layer reads, x: in the channel way the outputs are projected on their R prin
 SVD by least squares. x is that of the cut model before any layer is factorised. A layer with a bias is fitted
 around the mean of x, which its bias then restores; without one x is taken as it is. Layers whose inputs are not
 gathered (one- and three-dimensional, padded otherwise than by zeros, over 4608 weights per output) are fitted to
-their weights.
+their weights. Nothing is gathered beforehand: the moments are those of each trial's own model, and those of the base
+model are looked at only for ranks by the energy of outputs.
 
 With `ranks: energy` the energy is S_i ** 2, or in the channel way fitted to outputs that of the principal
 directions of the outputs.
@@ -30,27 +31,21 @@ directions of the outputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from autoprune.evidence import Evidence
 from autoprune.fields import choice
 from autoprune.lowrank import _pairs
 from autoprune.lowrank._matrices import Axes, as_matrix, as_weights, check_finite, kept_shares, truncated_svd
-from autoprune.lowrank._ranked import Ranked
+from autoprune.lowrank._ranked import Paired
 from autoprune.lowrank._responses import best_factors, refitted, response_energy, spread_of
-
-if TYPE_CHECKING:
-    from autoprune.graph import Layer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Svd(Ranked):
+class Svd(Paired):
     """Split a layer into two by the singular vectors of its weight."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({Evidence.INPUT_MOMENTS})
 
     scheme: str = choice(
         "spatial",
@@ -67,22 +62,9 @@ class Svd(Ranked):
     def fits_outputs(self) -> bool:
         return self.reconstruct == "outputs"
 
-    def full_rank(self, layer: Layer, n_in: int, n_out: int) -> int:
-        return _pairs.pair_full_rank(layer, self._axes(layer.kernel), n_in, n_out)
-
-    def flops(self, layer: Layer, n_in: int, n_out: int, rank: int) -> float:
-        return _pairs.pair_flops(layer, self._axes(layer.kernel), n_in, n_out, rank)
-
-    def params(self, layer: Layer, n_in: int, n_out: int, rank: int) -> int:
-        return _pairs.pair_params(layer, self._axes(layer.kernel), n_in, n_out, rank)
-
-    def skeleton(self, module: nn.Module, rank: int) -> nn.Module:
-        """Raises NotApplicable for anything but a plain, ungrouped layer, ValueError for a rank below 1."""
-        return _pairs.empty_pair(module, self._axes(_pairs.kernel_of(module)), rank)
-
     def factor(self, module: nn.Module, rank: int, moments: tuple[Tensor, Tensor] | None = None) -> nn.Module:
         """Raises as `skeleton` does, ValueError above full rank, TrialFailed for weights not finite."""
-        axes = self._axes(_pairs.kernel_of(module))
+        axes = self.axes(_pairs.kernel_of(module))
         pair = _pairs.empty_pair(module, axes, rank)
         weight = cast(Tensor, module.weight).detach()
         matrix, shift = as_matrix(weight, axes), None
@@ -95,14 +77,14 @@ class Svd(Ranked):
         return _pairs.fill(pair, module, *as_weights(left, right, tuple(weight.shape), axes), shift=shift)
 
     def kept_energy(self, weight: Tensor, spread: Tensor | None) -> Tensor:
-        axes = self._axes(tuple(weight.shape[2:]))
+        axes = self.axes(tuple(weight.shape[2:]))
         matrix = as_matrix(weight, axes)
         check_finite(matrix)
         if spread is None or not all(axes):
             return kept_shares(torch.linalg.svdvals(matrix).square())
         return kept_shares(response_energy(matrix, spread)[0][: min(matrix.shape)])
 
-    def _axes(self, kernel: tuple[int, ...]) -> Axes:
+    def axes(self, kernel: tuple[int, ...]) -> Axes:
         if self.scheme == "spatial" and len(kernel) == 2 and min(kernel) > 1:
             return (True, False)
         return (True,) * len(kernel)

@@ -67,7 +67,7 @@ class Recovery(Method):
 
     Methods with `trains` set get the epochs of a rung. The others run once after every cut: first, before layers are
     factorised, those that say `follows_cut`, which correct the cut layers one by one; then the rest. Those with
-    `resets` run once, behind the last cut and before layers are factorised: they leave nothing of the weights.
+    `resets` run once, behind all that decides on the architecture, masks included: they leave nothing of the weights.
     `like_base` says that a training is to repeat the base model's: a study that trained that puts its settings in.
     """
 

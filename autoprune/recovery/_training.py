@@ -10,7 +10,7 @@ from torch import nn
 from autoprune.recovery._base import Recovery, RecoveryContext
 from autoprune.seeds import derive_seed
 from autoprune.tasks import Task
-from autoprune.training import ModelLoss, samples_of
+from autoprune.training import ModelLoss, samples_of, train
 from autoprune.training_settings import TrainingSettings
 
 
@@ -29,11 +29,12 @@ class _Training(TrainingSettings, Recovery):
         if epochs == 0:
             model.to(context.device).eval()
             return 0
-        return self.train(
+        report = train(
             model,
             context.data.train,
-            samples_of(epochs, context.data.train),
+            self,
             task=task,
+            samples=samples_of(epochs, context.data.train),
             loss=loss,
             # one purpose for all methods: with one seed they see the same batches
             seed=derive_seed(context.seed, "recovery"),
@@ -41,3 +42,4 @@ class _Training(TrainingSettings, Recovery):
             mixed_precision=context.mixed_precision,
             hook=context.hook,
         )
+        return report.samples

@@ -32,8 +32,8 @@ from autoprune.evidence.gaussian import moments, normed_sum
 from autoprune.evidence.readings import OTHER, Reading
 from autoprune.fields import choice
 from autoprune.graph import Group, Place
+from autoprune.norms import norms_behind
 from autoprune.recovery._base import Cut, Recovery, RecoveryContext, RecoveryCost
-from autoprune.recovery._norms import norms_behind
 
 
 @dataclass(frozen=True, kw_only=True)

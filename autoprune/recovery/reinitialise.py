@@ -4,7 +4,7 @@ Every parameter is drawn as the base model's initialiser would draw it for the s
 empty, and nothing of the base model's weights is left. With training as long as the base model's this shows what the
 cut architecture is worth without inherited weights ("Rethinking the Value of Network Pruning").
 
-Runs once, behind the last cut. The seed is the trial's own.
+Runs once, behind the last cut, factorisation and masks; masked weights stay zero. The seed is the trial's own.
 """
 
 from __future__ import annotations

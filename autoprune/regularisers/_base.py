@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from autoprune.rooms import Method
 
@@ -17,16 +17,25 @@ if TYPE_CHECKING:
     from autoprune.graph import Structure
     from autoprune.tasks import Task
 
-Choose = Callable[["nn.Module"], Mapping[str, list[int]]]
-"""The model as it is now to the units that the recipe would keep of it, by group; groups that stay whole are absent."""
+
+class Choose(Protocol):
+    """Says which units a cut would keep by the recipe's own criterion, allocation and target."""
+
+    def __call__(
+        self, model: nn.Module, alive: Mapping[str, list[int]] | None = None, progress: float = 1.0
+    ) -> Mapping[str, list[int]]:
+        """Return the units kept of the model as it is now, by group; groups that stay whole are absent.
+
+        alive: units by group that are left to choose from, the others being zero; by default all.
+        progress: part, above 0 to 1, of the way from the cost before the training to that of the next cut.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegulariserContext:
     """What a regulariser works with. `structure` is that of the model as it is before the next cut.
 
-    choose: for methods that have to know which units will go: it scores, allocates and repairs to the target of the
-    next cut by the recipe's own criterion, on the model that it is given.
+    choose: for methods that have to know which units will go.
     first: nothing was cut yet.
     """
 
@@ -46,6 +55,8 @@ class Shaped:
 
     trained_samples: int
     as_chosen: bool = False
+    forward_samples: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class Regulariser(Method):

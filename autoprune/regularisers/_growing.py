@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from autoprune.graph import Group, Role, Structure
 from autoprune.regularisers._base import Choose
+from autoprune.training import StepHook
 
 _SMOOTHING = 0.9
 
@@ -69,8 +70,8 @@ class Penalised:
 
 
 @dataclass
-class Growth:
-    """The penalties of all groups over a training. `on_gradients` and `enough` are what the training loop calls.
+class Growth(StepHook):
+    """The penalties of all groups over a training.
 
     Groups of which nothing goes are finished from the first update on and have no penalty. What finished keeps its
     penalty; when everything has, `stabilise` more steps follow.
@@ -113,13 +114,14 @@ class Growth:
             updates += math.ceil(self.pick.ceiling / self.pick.growth) + 1
         return updates * self.every + self.stabilise
 
-    def on_gradients(self) -> None:
+    def before_step(self, step: int) -> bool:
         """Update the penalties when it is time, then add them to the gradients."""
-        if self.step % self.every == 0 and self.done_at is None:
+        if step % self.every == 0 and self.done_at is None:
             self._update()
         for group in self.groups.values():
             group.add_penalty()
-        self.step += 1
+        self.step = step + 1
+        return False
 
     def enough(self) -> bool:
         """Return whether all groups are finished and have settled."""

@@ -6,20 +6,25 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from autoprune.fields import choice, integer, real
+from autoprune.fields import again, integer, real
 from autoprune.regularisers._base import Regulariser, RegulariserContext, Shaped
 from autoprune.regularisers._growing import Growth, Pick
-from autoprune.specs import RateSchedule
-from autoprune.training_settings import TrainingSettings
+from autoprune.training import train
+from autoprune.training_settings import RateSchedule, TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Growing(TrainingSettings, Regulariser):
     """Hyperparameters of a penalty that grows. How long it trains follows from them."""
 
-    lr: float = real(0.001, valid=(1e-7, 10.0), search=(1e-4, 1e-2), log=True, help="learning rate")
-    schedule: RateSchedule = choice(  # noqa: RUF009 - a literal behind an alias
-        "constant", options=("constant",), help="the rate stays: the end of the training is not known beforehand"
+    lr: float = again(TrainingSettings, "lr", default=0.001, search=(1e-4, 1e-2))
+    schedule: RateSchedule = again(  # noqa: RUF009 - a literal behind an alias
+        TrainingSettings,
+        "schedule",
+        default="constant",
+        options=("constant",),
+        search=("constant",),
+        help="the rate stays: the end of the training is not known beforehand",
     )
     growth: float = real(
         1e-4, valid=(1e-8, 100.0), search=(1e-4, 1e-1), log=True, help="penalty added to the units to go, each time"
@@ -51,15 +56,15 @@ class _Growing(TrainingSettings, Regulariser):
         )
         if not growth.groups:
             return Shaped(trained_samples=0, as_chosen=True)
-        samples = self.train(
+        report = train(
             model,
             context.data.train,
-            growth.most_steps * self.batch_size,
+            self,
             task=context.task,
+            samples=growth.most_steps * self.batch_size,
             seed=context.seed,
             device=context.device,
             mixed_precision=context.mixed_precision,
-            on_gradients=growth.on_gradients,
-            enough=growth.enough,
+            hook=growth,
         )
-        return Shaped(trained_samples=samples, as_chosen=True)
+        return Shaped(trained_samples=report.samples, as_chosen=True)

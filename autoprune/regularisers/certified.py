@@ -18,7 +18,7 @@ from torch import nn
 from autoprune.certified.training import CertifiedSettings
 from autoprune.fields import real
 from autoprune.regularisers._base import Regulariser, RegulariserContext, Shaped
-from autoprune.training import samples_of
+from autoprune.training import samples_of, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,15 @@ class Certified(CertifiedSettings, Regulariser):
             model.eval()
             return Shaped(trained_samples=0)
         samples = samples_of(self.epochs, context.data.train)
-        done = self.train(
+        report = train(
             model,
             context.data.train,
-            samples,
+            self,
             task=context.task,
+            samples=samples,
             loss=self.certified_loss(model, context.data, context.task, samples),
             seed=context.seed,
             device=context.device,
             mixed_precision=context.mixed_precision,
         )
-        return Shaped(trained_samples=done)
+        return Shaped(trained_samples=report.samples)

@@ -22,7 +22,7 @@ from autoprune.errors import BadRecipe
 from autoprune.fields import choice, real
 from autoprune.graph import Role, Structure
 from autoprune.regularisers._base import Regulariser, RegulariserContext, Shaped
-from autoprune.training import samples_of
+from autoprune.training import StepHook, samples_of, train
 from autoprune.training_settings import TrainingSettings
 
 KEPT = "kept"
@@ -56,18 +56,19 @@ class NetworkSlimming(TrainingSettings, Regulariser):
         if self.epochs == 0:
             model.eval()
             return Shaped(trained_samples=0)
-        samples = self.train(
+        report = train(
             model,
             context.data.train,
-            samples_of(self.epochs, context.data.train),
+            self,
             task=context.task,
+            samples=samples_of(self.epochs, context.data.train),
             seed=context.seed,
             device=context.device,
             mixed_precision=context.mixed_precision,
             decay_all=True,
-            on_gradients=lambda: _add_signs(scales, self.strength),
+            hook=_Signs(scales, self.strength),
         )
-        return Shaped(trained_samples=samples)
+        return Shaped(trained_samples=report.samples)
 
 
 Entries = list[tuple[nn.Parameter, Tensor]]
@@ -90,10 +91,17 @@ def _set(entries: Entries, value: float) -> None:
             parameter.copy_(torch.where(mask_n > 0, value, parameter))
 
 
-def _add_signs(scales: Entries, strength: float) -> None:
-    for parameter, mask_n in scales:
-        if not parameter.requires_grad:
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        parameter.grad.add_(parameter.detach().sign() * mask_n, alpha=strength)
+class _Signs(StepHook):
+    """Adds the penalty's gradient."""
+
+    def __init__(self, scales: Entries, strength: float) -> None:
+        self._scales, self._strength = scales, strength
+
+    def before_step(self, step: int) -> bool:
+        for parameter, mask_n in self._scales:
+            if not parameter.requires_grad:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.add_(parameter.detach().sign() * mask_n, alpha=self._strength)
+        return False

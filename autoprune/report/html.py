@@ -6,7 +6,7 @@ import datetime
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -15,19 +15,22 @@ from typing import Any
 import yaml
 
 from autoprune.files import write_text
-from autoprune.report import extras, polished, provenance, speed
+from autoprune.report import extras, polished, provenance, scratch, speed
 from autoprune.report.figures import Figure, figures
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
 from autoprune.report.significance import as_good_as_next
 from autoprune.report.speed_tables import SPEED_COLUMNS, speed_cells
 from autoprune.report.tables import (
     REFERENCE,
+    SCRATCH_COLUMNS,
+    SCRATCH_LEGEND,
     counts_by_state,
     duration,
     gain,
     human,
     percent,
     points,
+    scratch_cells,
     sparse_cells,
     targets_of,
 )
@@ -55,6 +58,7 @@ def render(front: Front) -> str:
             _plot_sections(drawn),
             _front_section(front),
             _polished_section(front),
+            _scratch_section(front),
             _speed_section(front),
             _failures_section(front.record.trials),
             _about_section(front),
@@ -238,39 +242,50 @@ def _front_row(front: Front, trial: TrialRecord, on_front: bool, sparse: bool, c
 
 
 def _polished_section(front: Front) -> str:
-    rows = ""
+    rows = []
     for trial in front:
         shown, tested = polished.validation(trial), polished.on_test(trial)
         if shown is not None:
-            cells = (f"{polished.latest(trial)[0].epochs:g}", str(shown.count), str(shown), str(tested or "-"))
-            rows += f'<tr><th scope="row">{_text(name_of(trial))}</th>'
-            rows += "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+            epochs = f"{polished.latest(trial)[0].epochs:g}"
+            rows.append((name_of(trial), epochs, str(shown.count), str(shown), str(tested or "-")))
     if not rows:
         return ""
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("model", "epochs", "trainings", "validation", "test"))
     return f"""<section><h2>After polishing</h2>
 <p class="soft">Mean and 95 % confidence interval over the trainings: the model's own, and repeats of its recipe from
 the base model with other seeds.</p>
-<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"""
+{_table(("model", "epochs", "trainings", "validation", "test"), rows)}</section>"""
+
+
+def _scratch_section(front: Front) -> str:
+    """The section about scratch baselines, once there is one; models without are marked."""
+    if not scratch.read_runs(front.record.folder):
+        return ""
+    return f"""<section><h2>From scratch</h2>
+<p class="soft">{_text(SCRATCH_LEGEND)}</p>
+{_table(SCRATCH_COLUMNS, scratch_cells(front))}</section>"""
 
 
 def _speed_section(front: Front) -> str:
     if not front.speeds:
         return ""
     tables = ""
-    heads = "".join(f'<th scope="col">{head}</th>' for head in SPEED_COLUMNS)
     for own in speed.by_setting(front.speeds):
-        rows = ""
-        for row in own:
-            name, *cells = speed_cells(row)
-            rows += f'<tr><th scope="row">{_text(name)}</th>'
-            rows += "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
         first = own[0].measured
         tables += f'<h3>{_text(speed.heading(first))}</h3><p class="soft">{_text(speed.provenance(first))}</p>'
-        tables += f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+        tables += _table(SPEED_COLUMNS, [speed_cells(row) for row in own])
     return f"""<section><h2>Measured speed</h2>
 <p class="soft">{_text(speed.LEGEND)} Tables of different settings do not compare. {_text(speed.COUNTED)}</p>
 {tables}</section>"""
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of text cells; the first of each row names it."""
+    heads = "".join(f'<th scope="col">{_text(head)}</th>' for head in columns)
+    body = "".join(
+        f'<tr><th scope="row">{_text(name)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+        for name, *cells in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _mark(front: Front, trial: TrialRecord) -> str:

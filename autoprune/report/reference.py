@@ -22,6 +22,7 @@ _ROOM_TITLES = {
     "lowrank": "Low rank: layers as products of thinner ones",
     "depth": "Depth: which residual blocks are skipped",
     "sparsity": "Sparsity: which single weights become zero",
+    "replacement": "Replacement: units that stay in a cheaper form",
     "recovery": "Recovery: winning accuracy back",
     "quantisation": "Quantisation: integers in the deployed file",
     PRESETS: "Presets: published methods as a choice of parts",

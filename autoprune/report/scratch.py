@@ -139,14 +139,11 @@ def _train(run: RunFolder, bench: Bench, trial: int, arm: Arm, seed: int, recipe
     from autoprune import artefact
     from autoprune.seeds import derive_seed
     from autoprune.tasks import evaluate
-    from autoprune.trial import measure, train_on
+    from autoprune.trial import measure, restart
 
-    model = artefact.load_compressed(run.trial(trial), bench.base.model).model
-    bench.laid_out(model.to(bench.device))
-    own = derive_seed(run.config().seed, "scratch", trial, arm, seed)
-    for method in (m for m in recipe.recovery if m.resets):
-        method.recover(model, bench.recovery_context(own), 0.0)
-    spent = train_on(model, recipe, bench, derive_seed(own, "train"), recipe.epochs)
+    compressed = artefact.load_compressed(run.trial(trial), bench.base.model)
+    model = bench.laid_out(compressed.model.to(bench.device))
+    spent = restart(compressed, recipe, bench, derive_seed(run.config().seed, "scratch", trial, arm, seed))
     measured = measure(model, bench)
     size, test = bench.settings.eval_batch_size, bench.data.test
     return ScratchRun(

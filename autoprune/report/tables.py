@@ -81,25 +81,36 @@ def print_front(console: Console, front: Front) -> None:
 
 def print_scratch(console: Console, front: Front) -> None:
     """Print what the front's architectures reach from scratch, next to what finetuning reached."""
-    found = list(scratch.rows(front.record.folder, (*front.trials, *front.baselines)))
     table = Table(box=box.SIMPLE, title="From scratch", title_justify="left")
-    for column in ("model", "split", "finetuned", "scratch-E", "scratch-B", "weight value", "training FLOPs of B"):
+    for column in SCRATCH_COLUMNS:
         table.add_column(column, justify="left" if column in ("model", "split") else "right", no_wrap=True)
-    for row in found:
-        table.add_row(
+    for cells in scratch_cells(front):
+        table.add_row(*cells)
+    console.print(table)
+    console.print(SCRATCH_LEGEND)
+
+
+SCRATCH_COLUMNS = ("model", "split", "finetuned", "scratch-E", "scratch-B", "weight value", "training FLOPs of B")
+SCRATCH_LEGEND = (
+    "The same architectures with new weights, trained for as many epochs (E) or as much computation, at most "
+    "twice the epochs (B),\nas the base model; mean and standard deviation over seeds. weight value: finetuned "
+    "minus scratch-B. 'not trained': this model\nhas no such baseline."
+)
+
+
+def scratch_cells(front: Front) -> list[list[str]]:
+    """Return the cells of every model of the front, and of the baselines, in the order of `SCRATCH_COLUMNS`."""
+    return [
+        [
             row["name"],
             row["split"],
             percent(row["finetuned"]),
             *(_from_scratch(row, arm) for arm in scratch.ARMS),
             "-" if row["weight_value"] is None else points(row["weight_value"]),
             "-" if row["scratch_b_training_flops"] is None else human(row["scratch_b_training_flops"]),
-        )
-    console.print(table)
-    console.print(
-        "The same architectures with new weights, trained for as many epochs (E) or as much computation, at most "
-        "twice the epochs (B),\nas the base model; mean and standard deviation over seeds. weight value: finetuned "
-        "minus scratch-B. 'not trained': this model\nhas no such baseline."
-    )
+        ]
+        for row in scratch.rows(front.record.folder, (*front.trials, *front.baselines))
+    ]
 
 
 def _from_scratch(row: Mapping[str, Any], arm: str) -> str:

@@ -22,11 +22,15 @@ class GrowingFront:
         self._rows: list[tuple[float, ...]] = []
         self.unmoved = 0
 
-    def add(self, metrics: Mapping[str, float] | None, *, counts: bool = True) -> None:
-        """Take up a trial that is over; None for one without a result. Without `counts` it only can move the front."""
+    def add(self, metrics: Mapping[str, float] | None, *, counts: bool = True) -> bool:
+        """Take up a trial that is over, None for one without a result; tell whether it moved the front.
+
+        Without `counts` it is none of those that are counted when they do not.
+        """
         row = None if metrics is None else losses(self._names, metrics)
         if row is None or any(all(a <= b for a, b in zip(known, row, strict=True)) for known in self._rows):
             self.unmoved += counts
-            return
+            return False
         self._rows = [k for k in self._rows if not all(a <= b for a, b in zip(row, k, strict=True))] + [row]
         self.unmoved = 0
+        return True

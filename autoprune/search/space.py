@@ -43,12 +43,13 @@ _ROOM_OF = {
     "allocation": "allocation",
     "schedule": "schedules",
     "regulariser": "regularisers",
+    "replacement": "replacement",
     "low_rank": "lowrank",
     "sparsity": "sparsity",
     "depth": "depth",
     "quantisation": "quantisation",
 }
-_MAY_BE_NULL = frozenset({"criterion", "regulariser", "low_rank", "sparsity", "depth", "quantisation"})
+_MAY_BE_NULL = frozenset({"criterion", "regulariser", "replacement", "low_rank", "sparsity", "depth", "quantisation"})
 _NORMALISATION = Choice(
     default="mean",
     options=get_args(Normalisation),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from autoprune.fields import real
 from autoprune.masks import Hold, Masks
@@ -16,16 +16,7 @@ if TYPE_CHECKING:
 
     from autoprune.data import Data
     from autoprune.tasks import Task
-
-
-class Train(Protocol):
-    """Trains a model as the recipe's training recovery does: the same loss, optimiser and learning rate, from anew."""
-
-    def __call__(self, model: nn.Module, epochs: float, hook: Hold, *purpose: str | int) -> None:
-        """Train in place and leave the model in eval mode. The order of samples derives from seed and purpose.
-
-        Raises BadRecipe when the recipe has no recovery that trains, LossNotFinite, OutOfMemory.
-        """
+    from autoprune.training import Train
 
 
 @dataclass(frozen=True, kw_only=True)

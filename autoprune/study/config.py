@@ -123,6 +123,9 @@ class BudgetSpec(Spec):
     patience: int | None = Field(
         default=None, ge=1, description="stop when so many trials in a row, baselines aside, have not moved the front"
     )
+    patience_time: Annotated[float | None, BeforeValidator(_seconds)] = Field(
+        default=None, gt=0, description="stop when the front has not moved for so long: seconds, or like 30m"
+    )
 
 
 class ExecutorSpec(Spec):

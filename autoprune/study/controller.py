@@ -9,21 +9,18 @@ study whose driver was killed goes on from there.
 from __future__ import annotations
 
 import copy
-import json
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import TrialState
 
-from autoprune.errors import AutopruneError, BadInput
-from autoprune.recipe import Recipe, Target
+from autoprune.errors import AutopruneError
+from autoprune.recipe import Target
 from autoprune.search import objectives, stopper
 from autoprune.search.asker import Asker
-from autoprune.search.baselines import Baseline, build_baselines
 from autoprune.search.front import GrowingFront
 from autoprune.search.nodes import Items
 from autoprune.search.samplers import build_sampler
@@ -32,14 +29,13 @@ from autoprune.seeds import derive_seed
 from autoprune.study import events, records
 from autoprune.study.config import StudyConfig, target_label
 from autoprune.study.disk import Finished, worth_keeping
-from autoprune.study.jobs import Job, JobFailure, JobResult
+from autoprune.study.jobs import Job, JobFailure, JobQueue, JobResult
+from autoprune.study.planner import Draft, Planner
 from autoprune.study.storage import Row, rows_of
 
 if TYPE_CHECKING:
-    from optuna import Trial
     from optuna.storages import BaseStorage
 
-_DUPLICATES_IN_A_ROW = 3
 _UNFINISHED = ("RUNNING", "WAITING")
 
 
@@ -65,17 +61,6 @@ class _Live:
     seed: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What the next trial is to be."""
-
-    target: Target
-    baseline: Baseline | None = None
-    warm_start: int | None = None
-    recipe: Recipe | None = None
-    """What is given; else the sampler draws."""
-
-
 class Controller:
     """Asks, decides at rungs, tells. See the module."""
 
@@ -95,26 +80,19 @@ class Controller:
         test: whether finished models of the front and baselines are evaluated on the test split at the end.
         """
         self.config = config
-        self._space, self._items, self._listen, self._test = space, items, listen, test
-        self._baselines = build_baselines(config.baselines)
+        self._listen, self._test = listen, test
         self._storage = storage
         self._study = _open_study(config, storage)
         past = rows_of(storage, self._study)
         self._asker = _make_asker(config, storage, past)
+        self._planner = Planner(config, space, items, self._asker)
         self._clock, self._began = clock, clock()
         self._elapsed_before = 0.0
         self._live: dict[int, _Live] = {}
-        self._ready: deque[Job] = deque()
-        self._running: dict[tuple[int, str, int, int], Job] = {}
+        self._jobs = JobQueue()
         self._points: dict[int, list[stopper.Point]] = {}
-        self._seen: set[str] = set()
-        self._recorded = 0
-        self._planned: set[tuple[str, str]] = set()
-        self._warm = _warm_recipes(config)
-        self._warm_planned: set[int] = set()
-        self._duplicates_in_a_row = 0
         self._front = GrowingFront(config.objectives)
-        self._worker_seconds = 0.0
+        self._worker_seconds = self._front_moved_at = 0.0
         self._tests_given = self._over = False
         self._restore(past)
 
@@ -128,21 +106,20 @@ class Controller:
         """Return the next job for a free worker."""
         if self._time_is_up():
             self._stop_ready_trials()
-        if not self._ready and self._budget_left():
+        if not self._jobs.ready and self._budget_left():
             self._begin_trial()
-        if not self._ready and not self._running:
+        if not self._jobs.ready and not self._jobs.runs:
             self._give_tests()
-        if self._ready:
-            job = self._ready.popleft()
-            self._running[job.key] = job
+        job = self._jobs.take()
+        if job is not None:
             return job
-        return Wait() if self._running else self._finish()
+        return Wait() if self._jobs.runs else self._finish()
 
     def has_work(self) -> bool:
         """Tell whether there is any job; without one, workers need not be started. Says so when the study is over."""
-        if not self._ready and not self._budget_left():
+        if not self._jobs.ready and not self._budget_left():
             self._give_tests()
-        if self._ready or self._budget_left():
+        if self._jobs.ready or self._budget_left():
             return True
         self._finish()
         return False
@@ -153,7 +130,7 @@ class Controller:
 
     def tell(self, job: Job, outcome: JobResult | JobFailure) -> None:
         """Record what came of a job. A job that is not running is not recorded again."""
-        if self._running.pop(job.key, None) is None:
+        if not self._jobs.finish(job):
             return
         if isinstance(outcome, JobFailure):
             self._failed(job, outcome)
@@ -178,7 +155,8 @@ class Controller:
         others.append(point)
         # one write holds the result and the decision, so that a resumed study never decides twice
         self._worker_seconds += result.cost.get("seconds", 0.0)
-        noted = {"promoted": promoted, "at": round(self._elapsed(), 3)}
+        at = round(self._elapsed(), 3)
+        noted = {"promoted": promoted, "at": at}
         self._set(live.id, f"{records.RUNG}{job.rung}", result.plain() | noted)
         self._listen(
             events.RungDone(
@@ -191,18 +169,17 @@ class Controller:
             )
         )
         if promoted:
-            self._ready.append(self._job(live, job.rung + 1))
+            self._jobs.add(self._job(live, job.rung + 1))
         else:
-            self._end(live, values, result.metrics)
+            self._end(live, values, result.metrics, at)
 
     def _goes_up(self, point: stopper.Point, others: Sequence[stopper.Point]) -> bool:
         rungs = self.config.rungs
         return stopper.goes_up(point, others, rungs.reduction, rungs.noise)
 
     def _failed(self, job: Job, failure: JobFailure) -> None:
-        if failure.lost and job.attempt < self.config.executor.max_failures:
-            again = replace(job, attempt=job.attempt + 1)
-            self._ready.appendleft(again)
+        again = self._jobs.again(job, failure, self.config.executor.max_failures)
+        if again is not None:
             message = failure.message
             self._listen(events.JobRetried(trial=job.trial, rung=job.rung, attempt=again.attempt, message=message))
         elif job.kind == "test":
@@ -210,10 +187,11 @@ class Controller:
         else:
             self._fail(self._live[job.trial], job.rung, failure.kind, failure.message)
 
-    def _end(self, live: _Live, values: Sequence[float] | None, metrics: Mapping[str, float]) -> None:
-        """Tell Optuna: COMPLETE with values, PRUNED without."""
+    def _end(self, live: _Live, values: Sequence[float] | None, metrics: Mapping[str, float], at: float) -> None:
+        """Tell Optuna: COMPLETE with values, PRUNED without. at: when the result came, seconds of the study."""
         self._close(live, TrialState.PRUNED if values is None else TrialState.COMPLETE, values)
-        self._front.add(metrics if values is not None else None, counts=live.baseline is None)
+        if self._front.add(metrics if values is not None else None, counts=live.baseline is None):
+            self._front_moved_at = at
         self._listen(
             events.TrialDone(
                 trial=live.number,
@@ -251,76 +229,37 @@ class Controller:
 
     def _begin_trial(self) -> None:
         """Ask for trials until one has a job, or the budget is used up."""
-        while not self._ready and self._budget_left():
-            plan = self._plan()
-            trial = self._asker.ask(self._fixed(plan))
-            try:
-                recipe = self._draw(trial, plan)
-            except AutopruneError as error:
-                live = self._record(trial, plan, None)
-                self._fail(live, 0, type(error).__name__, str(error))
-                continue
-            if plan.recipe is None and self._is_duplicate(recipe):
-                self._asker.drop(trial)
+        while not self._jobs.ready and self._budget_left():
+            draft = self._planner.next()
+            live = self._record(draft)
+            if draft.error is not None:
+                self._fail(live, 0, type(draft.error).__name__, str(draft.error))
             else:
-                self._enter(self._record(trial, plan, recipe), rung=0)
+                self._enter(live, rung=0)
 
-    def _plan(self) -> _Plan:
-        for baseline in self._baselines:
-            for target in self.config.targets:
-                if (baseline.name, target_label(target)) not in self._planned:
-                    return _Plan(target=target, baseline=baseline, recipe=baseline.recipe)
-        for i, recipe in enumerate(self._warm):
-            # a baseline may be what did best in the earlier study
-            if i not in self._warm_planned and _key(recipe.plain()) not in self._seen:
-                return _Plan(target=recipe.target, warm_start=i, recipe=recipe)
-        searched = self._recorded - len(self._planned) - len(self._warm_planned)
-        return _Plan(target=self.config.targets[searched % len(self.config.targets)])
-
-    def _fixed(self, plan: _Plan) -> dict[str, Any]:
-        """Return the draws that the plan prescribes. With them a recipe is a point that the sampler learns from."""
-        draws = None if plan.recipe is None else self._space.encode(plan.recipe, self._items)
-        return {"target": target_label(plan.target)} | (draws or {})
-
-    def _draw(self, trial: Trial, plan: _Plan) -> dict[str, Any]:
-        trial.suggest_categorical("target", [target_label(t) for t in self.config.targets])
-        if plan.recipe is None:
-            recipe = self._space.suggest(trial, self._items)
-        else:
-            recipe = plan.recipe
-            if self._space.encode(recipe, self._items) is not None:
-                self._space.suggest(trial, self._items)
-        return recipe.model_copy(update={"target": plan.target}).plain()
-
-    def _is_duplicate(self, recipe: Mapping[str, Any]) -> bool:
-        """Tell whether to drop a recipe that was there before; not after some in a row, as the space may be used up."""
-        duplicate = _key(recipe) in self._seen and self._duplicates_in_a_row < _DUPLICATES_IN_A_ROW
-        self._duplicates_in_a_row = self._duplicates_in_a_row + 1 if duplicate else 0
-        return duplicate
-
-    def _record(self, trial: Trial, plan: _Plan, recipe: Mapping[str, Any] | None) -> _Live:
+    def _record(self, draft: Draft) -> _Live:
         """Write a trial into the storage, whole, so that it is either there with its recipe or not there."""
-        seed = derive_seed(self.config.seed, "trial", self._recorded)
-        template = copy.copy(self._asker.drawn(trial))
+        plan, seed = draft.plan, derive_seed(self.config.seed, "trial", self._planner.recorded)
+        template = copy.copy(self._asker.drawn(draft.trial))
         template.user_attrs = {records.TARGET: plan.target.model_dump(), records.SEED: seed}
         if plan.baseline is not None:
             template.user_attrs[records.BASELINE] = plan.baseline.name
         if plan.warm_start is not None:
             template.user_attrs[records.WARM] = plan.warm_start
-        if recipe is not None:
-            template.user_attrs[records.RECIPE] = dict(recipe)
+        if draft.recipe is not None:
+            template.user_attrs[records.RECIPE] = dict(draft.recipe)
         made = self._storage.create_new_trial(self._study, template_trial=template)
         number = self._storage.get_trial_number_from_id(made)
         record = records.read_trial(
             Row(id=made, number=number, state="RUNNING", attributes=template.user_attrs, seconds=None)
         )
-        self._asker.keep(trial, record.number)
-        self._count(record)
+        self._asker.keep(draft.trial, record.number)
+        self._planner.count(record)
         return _live(made, record)
 
     def _enter(self, live: _Live, rung: int) -> None:
         self._live[live.number] = live
-        self._ready.append(self._job(live, rung))
+        self._jobs.add(self._job(live, rung))
         self._listen(
             events.TrialStarted(
                 trial=live.number,
@@ -346,9 +285,21 @@ class Controller:
     # --- budget and end
 
     def _budget_left(self) -> bool:
+        return (
+            self._planner.recorded < self.config.budget.trials
+            and not self._patience_is_over()
+            and not self._time_is_up()
+        )
+
+    def _patience_is_over(self) -> bool:
+        """Tell whether the front has stood still for too long; never while the baselines are missing."""
         budget = self.config.budget
-        patient = budget.patience is None or self._front.unmoved < budget.patience
-        return self._recorded < budget.trials and patient and not self._time_is_up()
+        if self._planner.recorded < self._planner.first:
+            return False
+        if budget.patience is not None and self._front.unmoved >= budget.patience:
+            return True
+        waits = budget.patience_time
+        return waits is not None and self._elapsed() - self._front_moved_at >= waits
 
     def _elapsed(self) -> float:
         return self._elapsed_before + self._clock() - self._began
@@ -360,12 +311,10 @@ class Controller:
 
     def _stop_ready_trials(self) -> None:
         """End the trials that wait for a worker when the time is up; a job that runs is waited for."""
-        stopped = [job for job in self._ready if job.kind == "rung"]
-        self._ready = deque(job for job in self._ready if job.kind != "rung")
-        for job in stopped:
+        for job in self._jobs.drop("rung"):
             live = self._live[job.trial]
             self._set(live.id, records.STOPPED_BY, "time")
-            self._end(live, None, {})
+            self._end(live, None, {}, self._front_moved_at)
 
     def _give_tests(self) -> None:
         """Queue the test of every model that will be reported: front, best at each target, baselines."""
@@ -377,7 +326,7 @@ class Controller:
         tested = self._study_attributes()
         for trial in trials:
             if trial.number in chosen and f"{records.TEST}{trial.number}" not in tested:
-                self._ready.append(self._test_job(trial))
+                self._jobs.add(self._test_job(trial))
 
     def _test_job(self, trial: records.TrialRecord) -> Job:
         return Job(
@@ -411,7 +360,7 @@ class Controller:
         unfinished, over = [], list[records.TrialRecord]()
         for row in past:
             record = records.read_trial(row)
-            self._count(record)
+            self._planner.count(record)
             self._restore_points(record)
             self._elapsed_before = max([self._elapsed_before, *(rung.at for rung in record.rungs)])
             self._worker_seconds += record.cost.get("seconds", 0.0)
@@ -420,7 +369,8 @@ class Controller:
             else:
                 over.append(record)
         for record in sorted(over, key=lambda r: r.rungs[-1].at if r.rungs else 0.0):
-            self._front.add(record.metrics if record.state == "done" else None, counts=record.baseline is None)
+            if self._front.add(record.metrics if record.state == "done" else None, counts=record.baseline is None):
+                self._front_moved_at = record.rungs[-1].at
         self._announce(len(unfinished))
         for trial_id, record in unfinished:
             self._continue(_live(trial_id, record), record)
@@ -436,7 +386,7 @@ class Controller:
         if record.error is not None or record.recipe is None:
             self._close(live, TrialState.FAIL, None)
         elif record.stopped_by is not None:
-            self._end(live, None, record.metrics)
+            self._end(live, None, record.metrics, self._front_moved_at)
         elif last is None:
             self._enter(live, rung=0)
         elif last.promoted:
@@ -444,10 +394,10 @@ class Controller:
         else:
             top = last.rung == self.config.rungs.top
             values = objectives.values(self.config.objectives, last.metrics) if top else None
-            self._end(live, values, last.metrics)
+            self._end(live, values, last.metrics, last.at)
 
     def _announce(self, continued: int) -> None:
-        needed = len(self._baselines) * len(self.config.targets)
+        needed = self._planner.first
         if self.config.budget.trials < needed:
             self._listen(
                 events.Warned(
@@ -461,21 +411,12 @@ class Controller:
                 trials=self.config.budget.trials,
                 rungs=self.config.rungs.epochs,
                 targets=tuple(target_label(t) for t in self.config.targets),
-                finished=self._recorded - continued,
+                finished=self._planner.recorded - continued,
                 continued=continued,
             )
         )
 
     # --- storage
-
-    def _count(self, record: records.TrialRecord) -> None:
-        self._recorded += 1
-        if record.baseline is not None:
-            self._planned.add((record.baseline, record.target_label))
-        if record.warm_start is not None:
-            self._warm_planned.add(record.warm_start)
-        if record.recipe is not None:
-            self._seen.add(_key(record.recipe))
 
     def _records(self) -> list[records.TrialRecord]:
         return [records.read_trial(row) for row in rows_of(self._storage, self._study)]
@@ -499,23 +440,6 @@ def _live(trial_id: int, record: records.TrialRecord) -> _Live:
         recipe=record.recipe or {},
         seed=record.seed or 0,
     )
-
-
-def _warm_recipes(config: StudyConfig) -> list[Recipe]:
-    """Return the recipes to begin with. Raises BadInput for a run folder, which `launch` reads, or another target."""
-    if isinstance(config.warm_start, str):
-        raise BadInput(f"warm_start: {config.warm_start!r} must be read into recipes first; autoprune.launch does that")
-    recipes = [Recipe.parse(recipe, f"warm_start[{i}]") for i, recipe in enumerate(config.warm_start)]
-    known = [target_label(target) for target in config.targets]
-    for i, recipe in enumerate(recipes):
-        if target_label(recipe.target) not in known:
-            found = target_label(recipe.target)
-            raise BadInput(f"warm_start[{i}] has the target {found}; the study's are {', '.join(known)}")
-    return recipes
-
-
-def _key(recipe: Mapping[str, Any]) -> str:
-    return json.dumps(recipe, sort_keys=True)
 
 
 def _open_study(config: StudyConfig, storage: BaseStorage) -> int:

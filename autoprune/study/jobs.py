@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from autoprune.errors import AutopruneError, LossNotFinite, OutOfMemory
@@ -67,6 +68,49 @@ class JobFailure:
     kind: str
     message: str
     lost: bool = False
+
+
+class JobQueue:
+    """Jobs that wait and jobs that run; each is finished once."""
+
+    def __init__(self, jobs: Iterable[Job] = ()) -> None:
+        self.ready: deque[Job] = deque(jobs)
+        self._running: dict[object, Job] = {}
+
+    @property
+    def runs(self) -> bool:
+        """Whether any job runs."""
+        return bool(self._running)
+
+    def add(self, job: Job) -> None:
+        """Queue a job behind the others."""
+        self.ready.append(job)
+
+    def take(self) -> Job | None:
+        """Return the next job, which runs from now on; None when none waits."""
+        if not self.ready:
+            return None
+        job = self.ready.popleft()
+        self._running[job.key] = job
+        return job
+
+    def drop(self, kind: str) -> list[Job]:
+        """Take the waiting jobs of one kind off the queue and return them."""
+        dropped = [job for job in self.ready if job.kind == kind]
+        self.ready = deque(job for job in self.ready if job.kind != kind)
+        return dropped
+
+    def finish(self, job: Job) -> bool:
+        """Note that a job is over. False: it was not running, and what came of it is not to be recorded again."""
+        return self._running.pop(job.key, None) is not None
+
+    def again(self, job: Job, failure: JobFailure, max_failures: int) -> Job | None:
+        """Queue a job once more, before the others, when its worker was lost and it may; return it, or None."""
+        if not failure.lost or job.attempt >= max_failures:
+            return None
+        job = replace(job, attempt=job.attempt + 1)
+        self.ready.appendleft(job)
+        return job
 
 
 class Director(Protocol):

@@ -8,16 +8,14 @@ their spread is what a single accuracy does not tell.
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoprune.errors import BadInput
 from autoprune.study import events, records
 from autoprune.study.executors import build_executor
-from autoprune.study.jobs import Job, JobFailure, JobResult
+from autoprune.study.jobs import Job, JobFailure, JobQueue, JobResult
 from autoprune.study.records import StudyRecord, TrialRecord, check_owner, opened, read_study
 from autoprune.study.run_folder import RunFolder
 
@@ -44,23 +42,18 @@ class Polisher:
         self._config, self._storage, self._listen = config, storage, listen
         self._study = storage.get_study_id_from_name(config.name)
         wanted = [(trial, repeat) for repeat in range(repeats) for trial in trials]
-        self._jobs = deque(_job(t, r, epochs, config) for t, r in wanted if not _is_there(t, r, epochs))
+        self._jobs = JobQueue(_job(t, r, epochs, config) for t, r in wanted if not _is_there(t, r, epochs))
         self._total = len(wanted)
-        self._done = self._total - len(self._jobs)
-        self._running: dict[object, Job] = {}
+        self._done = self._total - len(self._jobs.ready)
         self.failures: list[str] = []
 
     def has_work(self) -> bool:
         """Tell whether any training is missing."""
-        return bool(self._jobs)
+        return bool(self._jobs.ready)
 
     def next_job(self) -> Job | None:
         """Return the next training, None when there is none now."""
-        if not self._jobs:
-            return None
-        job = self._jobs.popleft()
-        self._running[job.key] = job
-        return job
+        return self._jobs.take()
 
     def started(self, job: Job) -> None:
         """Note that a worker has begun a training."""
@@ -68,7 +61,7 @@ class Polisher:
 
     def tell(self, job: Job, outcome: JobResult | JobFailure) -> None:
         """Record what came of a training. One that is not running is not recorded again."""
-        if self._running.pop(job.key, None) is None:
+        if not self._jobs.finish(job):
             return
         if isinstance(outcome, JobFailure):
             self._failed(job, outcome)
@@ -89,8 +82,7 @@ class Polisher:
         )
 
     def _failed(self, job: Job, failure: JobFailure) -> None:
-        if failure.lost and job.attempt < self._config.executor.max_failures:
-            self._jobs.appendleft(replace(job, attempt=job.attempt + 1))
+        if self._jobs.again(job, failure, self._config.executor.max_failures):
             return
         self.failures.append(f"{job}: {failure.message}")
         self._listen(events.Warned(message=f"{job} failed: {failure.message}"))

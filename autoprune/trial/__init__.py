@@ -3,7 +3,7 @@
 from autoprune.trial.bench import Bench, Cost
 from autoprune.trial.finishing import Finished, certified, finish
 from autoprune.trial.measuring import Measurement, measure, metrics_of
-from autoprune.trial.recovering import train_compressed, train_on
+from autoprune.trial.recovering import restart, train_compressed, train_on
 from autoprune.trial.run import Outcome, Prepared, prepare, run_trial
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "measure",
     "metrics_of",
     "prepare",
+    "restart",
     "run_trial",
     "train_compressed",
     "train_on",

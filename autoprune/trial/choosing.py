@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,13 @@ from autoprune.schedules import Step
 from autoprune.trial.bench import Bench, Cost
 from autoprune.trial.state import State
 
-Chosen = tuple[Amounts, dict[str, list[int]]]
+
+class Chosen(NamedTuple):
+    """What a cut keeps: amounts, kept units by group, and which of those, by place, get a cheaper form behind it."""
+
+    amounts: Amounts
+    keep: dict[str, list[int]]
+    implanted: dict[str, list[int]]
 
 
 class Chooser:
@@ -44,17 +51,20 @@ class Chooser:
 
     def of(self, state: State, evidence: ModelEvidence, step: Step) -> Chosen:
         """Choose for the cut that comes now."""
-        scores = smoothed(_scores(self._recipe, state.structure, evidence, self._notes), self._earlier, step.momentum)
+        scores = smoothed(scores_of(self._recipe, state.structure, evidence, self._notes), self._earlier, step.momentum)
         self._probe = self._probe or self._probe_of(state, scores, evidence)
-        amounts, keep = self._repaired(state, scores, evidence, self._probe, step)
-        self._earlier = {name: score[keep[name]] for name, score in scores.items()}
-        return amounts, keep
+        chosen = self._repaired(state, scores, evidence, self._probe, step)
+        self._earlier = {name: score[chosen.keep[name]] for name, score in scores.items()}
+        return chosen
 
-    def ahead(self, state: State, step: Step, seed: int) -> Chosen:
-        """Choose for a model that is still to be trained; measurements of it serve this choice only."""
+    def ahead(self, state: State, step: Step, seed: int, spent: float = 0.0) -> Chosen:
+        """Choose for a model that is still to be trained; measurements of it serve this choice only.
+
+        spent: strength of choices before this one that the state has come to since its last cut.
+        """
         evidence = ModelEvidence(state.model, state.structure, self._bench.source, seed=seed)
-        scores = _scores(self._recipe, state.structure, evidence, self._notes)
-        return self._repaired(state, scores, evidence, self._probe_of(state, scores, evidence), step)
+        scores = scores_of(self._recipe, state.structure, evidence, self._notes)
+        return self._repaired(state, scores, evidence, self._probe_of(state, scores, evidence), step, spent)
 
     def _probe_of(self, state: State, scores: Mapping[str, Tensor], evidence: ModelEvidence) -> Probe | None:
         probe = _probe(self._recipe, self._bench, state, scores, evidence, self._seed)
@@ -68,15 +78,26 @@ class Chooser:
         evidence: ModelEvidence,
         probe: Probe | None,
         step: Step,
+        spent: float = 0.0,
     ) -> Chosen:
         context = _allocation_context(
             self._recipe, step.progress, self._bench, state.structure, scores, evidence, probe
         )
-        amounts = _repair(self._recipe, self._bench, context, step.progress, self.strength)
-        return amounts, highest(scores, amounts.counts)
+        amounts = _repair(self._recipe, self._bench, context, step.progress, self.strength + spent)
+        keep = highest(scores, amounts.counts)
+        whole = {name: amounts.counts[name] - count for name, count in amounts.implanted.items()}
+        full = highest(scores, whole)
+        implanted = {name: [i for i, unit in enumerate(keep[name]) if unit not in set(full[name])] for name in full}
+        return Chosen(amounts, keep, implanted)
 
 
-def _scores(recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes: dict[str, str]) -> dict[str, Tensor]:
+def scores_of(
+    recipe: Recipe, structure: Structure, evidence: ModelEvidence, notes: dict[str, str]
+) -> dict[str, Tensor]:
+    """Return normalised scores (C,) by group. What cannot be scored is left out, with the reason in `notes`.
+
+    Raises BadRecipe when the criterion scores nothing.
+    """
     if recipe.criterion is None:
         return {}
     scores: dict[str, Tensor] = {}
@@ -171,6 +192,8 @@ def _repair(
         path=recipe.allocation.path(context) if context.scores else None,
         low_rank=recipe.low_rank,
         energies=_energies(recipe, context),
+        # what stays for later cuts is whole
+        replacement=recipe.replacement if progress == 1 else None,
         min_keep_fraction=recipe.min_keep_fraction,
         full_sizes=context.full_sizes,
         strength_before=strength_before,

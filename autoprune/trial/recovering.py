@@ -11,10 +11,11 @@ from torch import nn
 from autoprune.compressed import Compressed
 from autoprune.evidence import ModelEvidence
 from autoprune.graph import Structure
-from autoprune.masks import Hold
+from autoprune.masks import Hold, zero
 from autoprune.recipe import Recipe
 from autoprune.recovery import Cut, Recovery, RecoveryContext, RecoveryCost
 from autoprune.seeds import derive_seed
+from autoprune.training import StepHook
 from autoprune.trial.bench import Bench, Cost
 
 
@@ -29,8 +30,19 @@ def train_compressed(
     return dataclasses.replace(compressed, masks=hook.masks), cost
 
 
+def restart(compressed: Compressed, recipe: Recipe, bench: Bench, seed: int) -> Cost:
+    """Train a compressed model, in place, from new weights for the recipe's epochs; its masks are held where they are.
+
+    The recipe's recovery has to reset the weights and to train.
+    """
+    cost = reset(compressed.model, recipe, bench, seed)
+    zero(compressed.model, compressed.masks)
+    hook = Hold(compressed.masks) if compressed.masks else None
+    return cost + train_on(compressed.model, recipe, bench, derive_seed(seed, "train"), recipe.epochs, hook)
+
+
 def train_on(
-    model: nn.Module, recipe: Recipe, bench: Bench, seed: int, epochs: float, hook: Hold | None = None
+    model: nn.Module, recipe: Recipe, bench: Bench, seed: int, epochs: float, hook: StepHook | None = None
 ) -> Cost:
     """Train a compressed model in place for `epochs` by the recipe's training recovery, if it has one."""
     method = next((r for r in recipe.recovery if r.trains), None)

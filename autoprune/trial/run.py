@@ -1,4 +1,4 @@
-"""One trial: skip blocks, regularise, score, allocate, repair, cut, factorise, sparsify, recover, measure.
+"""One trial: from skipped blocks and cuts over low rank, masks and recovery to what is measured and quantised.
 
 `run_trial` is all of it, top to bottom. A study calls its parts rung by rung: `prepare` is rung 0, `train_on` one
 rung's training, `measure` follows each.
@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from autoprune.compressed import Compressed, Factor, factorise
+from autoprune.compressed import Compressed, Factor, Implant, factorise, implant
 from autoprune.evidence import ModelEvidence
+from autoprune.lowrank import LowRankContext
 from autoprune.masks import zero
 from autoprune.programs import need_onnx
 from autoprune.recipe import Recipe
@@ -26,7 +27,7 @@ from autoprune.trial.choosing import Chooser, Chosen, budget_of
 from autoprune.trial.finishing import Finished, finish
 from autoprune.trial.measuring import Measurement, measure, metrics_of
 from autoprune.trial.recovering import correct, reset, settle, train_compressed, train_on
-from autoprune.trial.shaping import regularised, sparsified
+from autoprune.trial.shaping import Trainer, regularised, sparsified
 from autoprune.trial.state import State, start
 
 
@@ -100,7 +101,7 @@ def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
 def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     """Bring the model down to the recipe's target, and run the recovery that needs no training.
 
-    Blocks go first, then channels by the recipe's schedule, then ranks, then single weights.
+    Blocks go first, then channels by the recipe's schedule, then kernels and ranks, then single weights.
 
     Raises UnreachableTarget when the recipe cannot meet its target, BadRecipe when it suits no group of the model.
     """
@@ -111,20 +112,23 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     recipe = shorter.recipe
     cut = _narrowed(recipe, bench, seed, shorter.state, shorter.evidence)
     state, cost = cut.state, shorter.cost + cut.cost
-    cost += reset(state.model, recipe, bench, seed)
-    bench.laid_out(state.model)
+    implants, remark = _implanted(recipe, bench, state, cut.implanted)
     thin = _factorised(recipe, bench, seed, state, cut.amounts.ranks)
     cost += thin.cost
     sparse, spent = sparsified(state.model, recipe, bench, seed)
-    cost += spent + settle(state.model, recipe, bench, seed)
+    cost += spent + reset(state.model, recipe, bench, seed)
+    bench.laid_out(state.model)
+    cost += settle(state.model, recipe, bench, seed)
     # a recovery that gives weights new values knows nothing of masks
     zero(state.model, sparse.masks)
     selection = bench.base.structure.selection(state.kept, state.skipped)
     return Prepared(
-        compressed=Compressed(model=state.model, selection=selection, factors=thin.factors, masks=sparse.masks),
+        compressed=Compressed(
+            model=state.model, selection=selection, factors=thin.factors, implants=implants, masks=sparse.masks
+        ),
         kept=state.kept,
         amounts=dataclasses.replace(cut.amounts, skipped=state.skipped),
-        notes=(*shorter.notes, *cut.notes, *thin.notes, *sparse.notes),
+        notes=(*shorter.notes, *cut.notes, *remark, *thin.notes, *sparse.notes),
         cost=dataclasses.replace(cost, seconds=time.perf_counter() - began),
     )
 
@@ -155,10 +159,11 @@ def _shortened(recipe: Recipe, bench: Bench, seed: int, state: State, evidence: 
 
 @dataclass(frozen=True, kw_only=True)
 class _Narrowed:
-    """The model behind the last cut of a schedule. amounts: of that cut."""
+    """The model behind the last cut of a schedule. amounts: of that cut. implanted: its units to get a cheaper form."""
 
     state: State
     amounts: Amounts
+    implanted: Mapping[str, list[int]]
     notes: tuple[str, ...]
     cost: Cost
 
@@ -166,27 +171,40 @@ class _Narrowed:
 def _narrowed(recipe: Recipe, bench: Bench, seed: int, state: State, evidence: ModelEvidence) -> _Narrowed:
     """Cut channels step by step; a regulariser trains before each cut, and scores are those of what it made."""
     cost, steps, notes = Cost(), recipe.schedule.steps(), dict[str, str]()
-    chooser = Chooser(recipe, bench, seed, notes)
+    chooser, told = Chooser(recipe, bench, seed, notes), tuple[str, ...]()
     for i, step in enumerate(steps):
         chosen: Chosen | None = None
         if recipe.regulariser is not None:
             own = derive_seed(seed, "regularise", i)
-            state, chosen, spent = regularised(recipe, bench, state, chooser, step, own, first=i == 0)
-            cost += spent
+            before = steps[i - 1].progress if i else 0.0
+            shaped = regularised(recipe, bench, state, chooser, step, own, before=before)
+            state, chosen, cost, told = shaped.state, shaped.chosen, cost + shaped.cost, (*told, *shaped.notes)
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "shaped", i))
-        amounts, keep = chosen or chooser.of(state, evidence, step)
+        amounts, keep, implanted = chosen or chooser.of(state, evidence, step)
         chooser.strength += amounts.strength
-        before = state.structure
+        structure = state.structure
         state = state.cut(keep)
         bench.laid_out(state.model)
-        cost += correct(state.model, recipe, bench, seed, before, evidence, keep)
+        cost += correct(state.model, recipe, bench, seed, structure, evidence, keep)
         if i + 1 < len(steps):
             cost += settle(state.model, recipe, bench, seed)
             epochs = step.epochs + step.samples / len(bench.data.train)
             cost += train_on(state.model, recipe, bench, derive_seed(seed, "step", i), epochs)
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
     whole = tuple(f"{group} stays whole: {reason}" for group, reason in notes.items())
-    return _Narrowed(state=state, amounts=amounts, notes=whole, cost=cost + chooser.cost)
+    return _Narrowed(state=state, amounts=amounts, implanted=implanted, notes=(*whole, *told), cost=cost + chooser.cost)
+
+
+def _implanted(
+    recipe: Recipe, bench: Bench, state: State, units: Mapping[str, list[int]]
+) -> tuple[tuple[Implant, ...], tuple[str, ...]]:
+    """Give units their cheaper form, in place. Return what was exchanged, and a note about it."""
+    if recipe.replacement is None:
+        return (), ()
+    found = implant(state.model, state.structure, recipe.replacement, units)
+    bench.laid_out(state.model)
+    rows = sum(len(item.rows) for item in found)
+    return found, (f"{recipe.replacement.name}: {rows} rows of {len(found)} layers in a cheaper form",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,13 +220,15 @@ def _factorised(recipe: Recipe, bench: Bench, seed: int, state: State, ranks: Ma
     method = recipe.low_rank
     if method is None or not ranks:
         return _Factorised()
-    evidence, notes, cost = None, list[str](), Cost()
+    trained = Trainer(recipe, bench, seed, "lowrank", method.name)
+    method.shape(state.model, ranks, LowRankContext(data=bench.data, device=bench.device, train=trained))
+    evidence, notes, cost = None, list[str](), trained.cost
     if method.fits_outputs:
         # what the layers read now: moments of the base model are of other channels
         evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "factorise"))
         blind = [layer for layer in ranks if evidence.input_moments(layer) is None]
         notes = [f"{layer} is fitted to its weights: what it reads is not gathered" for layer in blind]
-        cost = Cost(forward_samples=bench.source.samples)
+        cost += Cost(forward_samples=bench.source.samples)
     factors = factorise(state.model, method, ranks, evidence)
     bench.laid_out(state.model)
     return _Factorised(factors=factors, notes=tuple(notes), cost=cost)

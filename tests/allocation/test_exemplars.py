@@ -13,6 +13,25 @@ from autoprune.evidence.exemplars import exemplars
 from autoprune.trial import Bench
 
 
+def test_a_stage_with_a_larger_beta_keeps_as_many_as_there_are_exemplars_at_it(digits_bench: Bench) -> None:
+    """Betas 0.6 and 0.9 by stage: at the strength where the first group is at 0.6, the others are at 0.6 and 0.9."""
+    structure = digits_bench.base.structure
+    scores = {g.name: torch.rand(g.size) for g in structure.groups}
+    context = replace(AllocationContext.of(scores, structure), evidence=digits_bench.evidence)
+    stages = list(dict.fromkeys(structure.stages.values()))
+    assert stages == ["8x8", "4x4", "2x2"]
+    path = Exemplars(beta={"8x8": 0.6, "4x4": 0.6, "2x2": 0.9}).path(context)
+    wanted = [
+        int((digits_bench.evidence.exemplar_betas(g) >= (0.9 if structure.stages[g.name] == "2x2" else 0.6)).sum())
+        for g in structure.groups
+    ]
+    # one unit more or less in all, where the strength falls between two of them
+    passed = [path(s).tolist() for s in np.linspace(0, 4, 4001)]
+    assert min(np.abs(np.array(kept) - wanted).sum() for kept in passed) <= 1
+    even = Exemplars(beta={"*": 0.3}).path(context)
+    assert all((even(s) == Exemplars().path(context)(s)).all() for s in (0.3, 1.0, 2.0))
+
+
 def test_amounts_are_the_numbers_of_exemplars_whatever_the_criterion(digits_bench: Bench) -> None:
     """Three clusters of filters against filters without likeness: the first layer gives all that it can first."""
     generator = torch.Generator().manual_seed(0)

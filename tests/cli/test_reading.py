@@ -14,7 +14,7 @@ from .conftest import Run
 
 COMMANDS = (
     "launch", "check", "status", "front", "pick", "evaluate", "export", "report", "scratch", "compress", "methods",
-    "show", "polish", "query",
+    "show", "polish", "query", "bottlenecks",
 )  # fmt: skip
 
 

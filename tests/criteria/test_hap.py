@@ -143,7 +143,7 @@ def test_the_gathered_estimate_is_near_the_exact_trace() -> None:
     assert torch.allclose(Hap().score(group, evidence), expected)
 
 
-def test_members_of_a_stream_are_added_up() -> None:
+def test_members_of_a_stream_are_added_up_or_the_highest_counts() -> None:
     class Stream(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -161,3 +161,4 @@ def test_members_of_a_stream_are_added_up() -> None:
     ]
     assert len(parts) == 2
     assert torch.allclose(Hap().score(group, evidence), parts[0] + parts[1])
+    assert torch.allclose(Hap(coupling="union").score(group, evidence), torch.maximum(*parts))

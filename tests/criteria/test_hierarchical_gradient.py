@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from autoprune.allocation import AllocationContext
 from autoprune.criteria.hierarchical_gradient import (
+    Downdates,
     HierarchicalGradient,
     cheapest,
-    downdated,
     removal,
 )
 from autoprune.data import Data, TensorSplit
@@ -103,10 +103,15 @@ def test_schur_complement_and_downdate() -> None:
         fit = torch.linalg.lstsq(stacked[:, others], stacked[:, unit : unit + 1]).solution
         left = (stacked[:, unit : unit + 1] - stacked[:, others] @ fit).square().sum() / 64
         assert float(1 / inverse[unit, unit]) == pytest.approx(float(left), rel=1e-8)
-    without = downdated(inverse, 2)
-    others = [0, 1, 3, 4, 5]
-    expected = torch.linalg.inv(gram[others][:, others])
-    assert torch.allclose(without[others][:, others], expected, rtol=1e-9)
+    downdates = Downdates(inverse, 3)
+    for gone in ([2], [2, 4], [2, 4, 0]):
+        downdates.remove(gone[-1])
+        others = [c for c in range(6) if c not in gone]
+        expected = torch.linalg.inv(gram[others][:, others])
+        rows = torch.stack([downdates.row(c) for c in others])
+        assert torch.allclose(rows[:, others], expected, rtol=1e-8)
+        assert torch.allclose(downdates.diagonal_C[others], expected.diagonal(), rtol=1e-8)
+        assert torch.allclose(rows[:, gone], torch.zeros(len(others), len(gone), dtype=rows.dtype), atol=1e-7)
 
 
 def test_of_two_equal_units_one_goes_first_and_the_other_stays() -> None:

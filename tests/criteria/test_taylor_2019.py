@@ -12,6 +12,7 @@ from autoprune.evidence import ModelEvidence, Source
 from autoprune.graph import Structure, trace
 from autoprune.tasks import build_task
 from autoprune.training import train
+from autoprune.training_settings import TrainingSettings
 
 Look = Callable[[nn.Module, torch.Tensor], tuple[Structure, ModelEvidence]]
 
@@ -114,7 +115,8 @@ def test_ranks_as_the_measured_loss_change_does() -> None:
     images = centres[labels] + 1.5 * torch.randn(2048, 3, 6, 6, generator=generator)
     data = data_of(images, labels)
     model = _Plain(12, 16)
-    train(model, data.train, task=build_task(), samples=60 * 64, batch_size=64, lr=0.05, seed=0)
+    settings = TrainingSettings(batch_size=64, lr=0.05)
+    train(model, data.train, settings, task=build_task(), samples=60 * 64, seed=0)
 
     structure, evidence = evidence_of(model, data, batches=32, size=64)
     ranked = [Taylor2019().score(structure.group(name), evidence) for name in ("conv1", "conv2")]

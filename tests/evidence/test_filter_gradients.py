@@ -29,8 +29,14 @@ class _Net(nn.Module):
 
 
 @pytest.mark.parametrize("most_values", [1, 2**25])
-def test_equals_one_backward_pass_for_every_sample(monkeypatch: pytest.MonkeyPatch, most_values: int) -> None:
+@pytest.mark.parametrize("by_positions", [None, True, False], ids=["cheaper", "positions", "weights"])
+def test_equals_one_backward_pass_for_every_sample(
+    monkeypatch: pytest.MonkeyPatch, most_values: int, by_positions: bool | None
+) -> None:
     monkeypatch.setattr(module, "_MOST_VALUES", most_values)
+    if by_positions is not None:
+        dense = lambda layer: getattr(layer, "groups", 1) == 1  # noqa: E731
+        monkeypatch.setattr(module, "_by_positions", lambda layer, *_, size: by_positions and dense(layer))
     model = _Net().double().eval()
     images, labels = torch.randn(8, 3, 9, 9, dtype=torch.float64), torch.arange(8) % 3
     split = TensorSplit(images, labels)

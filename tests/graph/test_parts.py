@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.graph import Structure, apply_selection, trace
-from autoprune.graph.labels import Why
 from autoprune.graph.resizing import shares, sliced
-from autoprune.graph.search import Search
 
 from .networks import head
 
@@ -183,11 +181,3 @@ def test_shares_of_a_split() -> None:
 )
 def test_slices_take_what_is_left(index: Any, expected: Any) -> None:
     assert sliced(index, (2, 6, 5, 5), RULES) == expected
-
-
-@pytest.mark.parametrize("good", [{"b3", "b4", "b5"}, {"b1"}, {"b7"}, set()])
-def test_members_of_a_family_that_pass_are_not_frozen(good: set[str]) -> None:
-    names = {f"b{i}": "b*" for i in range(8)}
-    bad = Why("verification", "", "differ")
-    search = Search(names, lambda path: set(), lambda tried: bad if set(tried) - good else None)
-    assert set(search.culprits()) == set(names) - good

@@ -21,11 +21,11 @@ from autoprune.modules import replace_module
 
 
 def methods() -> list[LowRank]:
-    """Every method of the room with every combination of its choices."""
+    """Every method of the room with every combination of its choices, but for switches of a training."""
     made = []
     for name in rooms.names("lowrank"):
         declared = hyperparameters(rooms.method_class("lowrank", name))
-        choices = {k: d.options for k, d in declared.items() if isinstance(d, Choice)}
+        choices = {k: d.options for k, d in declared.items() if isinstance(d, Choice) and d.default is not True}
         for values in itertools.product(*choices.values()):
             made.append(rooms.build("lowrank", {"name": name} | dict(zip(choices, values, strict=True))))
     return cast("list[LowRank]", made)
@@ -259,3 +259,19 @@ def test_a_traced_model_costs_what_structure_and_method_say(method: LowRank) -> 
 def measured_layer(module: nn.Module, calls: Any) -> int:
     weight = cast(torch.Tensor, module.weight)
     return sum(2 * weight.numel() * int(torch.tensor(call.out_positions).prod()) for call in calls)
+
+
+@every_method
+def test_a_factorised_layer_can_itself_be_cut(method: LowRank) -> None:
+    model, inputs = _Network().eval(), torch.zeros(1, 3, 9, 11)
+    replace_module(model, "stem", method.factor(model.stem, 5))
+    rank = model.stem[0].out_channels  # type: ignore[index]
+    structure = trace(model, inputs)
+    inner = [g for g in structure.groups if any(p.tensor == "stem.0.weight" for p in g.producers)]
+    assert [g.size for g in inner] == [rank]  # the rank is a width like any other
+    keep = {g.name: list(range(0, g.size, 2)) for g in structure.groups}
+    small, masked = (f(model.double(), keep) for f in (structure.cut, structure.mask))
+    draws = torch.randn(2, 3, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(small(draws), masked(draws), rtol=1e-10, atol=1e-12)
+    assert small.stem[0].out_channels == -(-rank // 2)
+    assert structure.flops(keep) == measured(small.float(), inputs)[0]

@@ -29,6 +29,12 @@ def test_l1_filters_is_what_the_paper_does() -> None:
     )
 
 
+def test_hap_implants_the_upper_part_of_what_it_affects() -> None:
+    recipe = presets.load("hap")
+    assert recipe.replacement is not None
+    assert recipe.replacement.config() == {"name": "implant", "fraction": 0.1, "init": "centre"}
+
+
 def test_sr_init_is_depth_alone() -> None:
     recipe = presets.load("sr_init")
     assert (recipe.criterion, recipe.low_rank) == (None, None)

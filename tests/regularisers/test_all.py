@@ -51,7 +51,8 @@ def test_the_model_keeps_its_shape_is_left_in_eval_mode_and_what_went_through_it
     seen: list[int] = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     shaped = quick(name).shape(model, context)
-    assert shaped.trained_samples == sum(seen) > 0
+    assert shaped.trained_samples + shaped.forward_samples == sum(seen)
+    assert shaped.trained_samples > 0
     assert not any(m.training for m in model.modules())
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in before.items()}
     assert all(bool(v.isfinite().all()) for v in model.state_dict().values())

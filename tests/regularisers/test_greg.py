@@ -36,7 +36,7 @@ def growth(model: nn.Module, structure: Structure, **changes: Any) -> Growth:
 
 def steps(growing: Growth, count: int) -> None:
     for _ in range(count):
-        growing.on_gradients()
+        growing.before_step(growing.step)
 
 
 def test_the_first_kind_counts_its_updates() -> None:
@@ -79,7 +79,7 @@ def test_the_second_kind_picks_at_its_thousandth_update() -> None:
 def descend(growing: Growth, weight: nn.Parameter, curvature: torch.Tensor, minimum: torch.Tensor, count: int) -> None:
     for _ in range(count):
         weight.grad = (curvature * (weight.detach()[:, 0] - minimum))[:, None]
-        growing.on_gradients()
+        growing.before_step(growing.step)
         with torch.no_grad():
             weight.sub_(0.05 * weight.grad)
 
@@ -114,7 +114,7 @@ def test_only_weights_that_produce_the_units_to_go_are_penalised(network: Any, f
     growing = growth(model, structure, growth=0.3)
     nn.functional.cross_entropy(model(inputs), targets).backward()
     before = {name: p.grad.clone() for name, p in model.named_parameters()}
-    growing.on_gradients()
+    growing.before_step(growing.step)
     keep = largest(model, structure)
     for name, parameter in model.named_parameters():
         expected = before[name].clone()

@@ -19,6 +19,7 @@ from autoprune.evidence import ModelEvidence
 from autoprune.graph import Structure, trace
 from autoprune.recipe import Recipe
 from autoprune.regularisers.network_slimming import NetworkSlimming
+from autoprune.training import train
 from autoprune.trial import Bench, prepare
 
 PLAIN = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "batch_size": 64}
@@ -55,10 +56,7 @@ def test_the_penalty_is_the_gradient_of_the_l1_norm(make_context: Any) -> None:
         penalty = 0.02 * models[1][1].weight.abs().sum()
         return context.task.loss(model(inputs), targets) + penalty
 
-    method.train(
-        models[1], context.data.train, 512, task=context.task, seed=0, device=context.device,
-        mixed_precision=False, loss=loss, decay_all=True,
-    )  # fmt: skip
+    train(models[1], context.data.train, method, task=context.task, samples=512, seed=0, loss=loss, decay_all=True)
     for first, second in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.allclose(first, second, atol=1e-6)
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from autoprune.errors import BadInput
 from autoprune.files import append_line
-from autoprune.report import scratch, tables
+from autoprune.report import html, provenance, scratch, tables
 from autoprune.report.front import Front
 from autoprune.study.records import StudyRecord
 
@@ -58,10 +58,22 @@ def test_a_model_without_a_scratch_baseline_is_marked(recorded: Front) -> None:
     assert "not trained" not in line_of["2"]
 
 
-def test_without_any_the_front_says_nothing_of_it(record: StudyRecord) -> None:
+def test_the_report_shows_them_next_to_the_finetuned_ones(recorded: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "group_sizes", lambda folder: {"conv1": 16, "layer1.conv1": 12})
+    section = html.render(recorded).split("<h2>From scratch</h2>")[1].split("</section>")[0]
+    row_of = {row.split("</th>")[0].split()[-1]: row for row in section.split("<tr>")[2:]}
+    assert "<td>94.00 %</td>" in row_of["2"]
+    assert "<td>95.00 % ± 2.00 (n=3)</td>" in row_of["2"]
+    assert "<td>-1.00 points</td>" in row_of["2"] or "<td>-1.00</td>" in row_of["2"]
+    assert row_of["7"].count("not trained") == 2
+
+
+def test_without_any_the_front_says_nothing_of_it(record: StudyRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "group_sizes", lambda folder: {"conv1": 16, "layer1.conv1": 12})
     said = io.StringIO()
     tables.print_front(Console(file=said, width=160), Front.of(record))
     assert "scratch" not in said.getvalue()
+    assert "<h2>From scratch" not in html.render(Front.of(record))
     assert all(row["scratch_b"] is None for row in Front.of(record).plain()["scratch"])
 
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.data import Data, TensorSplit
+from autoprune.fields import hyperparameters
 from autoprune.masks import Hold, Masks
 from autoprune.seeds import derive_seed
 from autoprune.sparsity import SparsityContext
 from autoprune.tasks import Task, classification
 from autoprune.training import train
+from autoprune.training_settings import TrainingSettings
 
 SAMPLES, BATCH = 64, 8
 
@@ -49,15 +51,17 @@ class Trainer:
 
     def __call__(self, model: nn.Module, epochs: float, hook: Hold, *purpose: str | int) -> None:
         self.calls.append((epochs, {name: mask.clone() for name, mask in hook.masks.items()}))
-        given = {"lr": 0.05, "batch_size": BATCH} | self.settings
+        known = hyperparameters(TrainingSettings)
+        given = {"lr": 0.05, "batch_size": BATCH} | {k: v for k, v in self.settings.items() if k in known}
         train(
             model,
             self.split,
+            TrainingSettings(**given),
             task=self.task,
             samples=max(2, round(epochs * len(self.split))),
             seed=derive_seed(self.seed, *purpose),
             hook=hook,
-            **given,
+            **{k: v for k, v in self.settings.items() if k not in known},
         )
 
 

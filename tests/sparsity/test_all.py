@@ -14,6 +14,7 @@ from autoprune.masks import Hold
 from autoprune.sparsity import Sparsified, Sparsity
 from autoprune.tasks import evaluate
 from autoprune.training import train
+from autoprune.training_settings import TrainingSettings
 
 from .conftest import MakeContext, network
 
@@ -117,8 +118,8 @@ def test_a_sparse_network_still_learns(name: str, make_context: MakeContext) -> 
     model, context, method = network(), make_context(), sparsity(name, sparsity=0.6, epochs=4)
     context.train(model, 5.0, Hold(masks.full(model)))
     found = method.sparsify(model, context)
-    settings: dict[str, Any] = {"task": context.task, "samples": 64 * 25, "batch_size": 8, "lr": 0.05, "seed": 0}
-    train(model, context.data.train, hook=method.hold(found.masks, 0), **settings)
+    settings, hook = TrainingSettings(batch_size=8, lr=0.05), method.hold(found.masks, 0)
+    train(model, context.data.train, settings, task=context.task, samples=64 * 25, seed=0, hook=hook)
     assert evaluate(model, context.data.train, context.task).accuracy > 0.8
 
 

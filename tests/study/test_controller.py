@@ -316,6 +316,23 @@ def test_patience_stops_when_the_front_does_not_move(runner, make_config):
     assert len(runner.run(make_config(budget__patience=5, budget__trials=40), Flat).trials) == 12
 
 
+def test_patience_in_time_begins_behind_the_baselines(runner, make_config):
+    now = [0.0]
+
+    class Flat:
+        """A job takes 10 seconds. Every trial of a target measures the same."""
+
+        def run(self, job):
+            now[0] += 10.0
+            return JobResult(metrics={"accuracy": 0.5, "flops_fraction": job.recipe["target"]["flops_fraction"]})
+
+    config = make_config(rungs__epochs=[0], budget__patience_time=35, budget__trials=40)
+    record = runner.run(config, Flat, clock=lambda: now[0])
+    # the second baseline's cheaper target moves the front last, at 20 s; no trial begins at 55 s or later
+    assert [t.rungs[-1].at for t in record.trials] == [10, 20, 30, 40, 50, 60]
+    assert len(runner.run(config, Flat, clock=lambda: 0.0).trials) == 6, "nor when resumed"
+
+
 def test_the_time_of_all_workers_can_be_the_budget(runner, make_config):
     class Slow:
         def run(self, job):

@@ -16,21 +16,22 @@ def norms_behind(model: nn.Module, inputs: Any) -> dict[str, str]:
 
     inputs: one batch for the model, which is run once in eval mode. A norm behind several layers is left out.
     """
-    # The outputs are held, since an id is free again when its tensor is gone.
-    made: dict[int, tuple[Tensor, str]] = {}
+    # The outputs are held, since an id is free again when its tensor is gone; an in-place operator raises the version.
+    made: dict[tuple[int, int], tuple[Tensor, str]] = {}
     found: dict[str, set[str]] = {}
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
 
             def keep(module: nn.Module, arguments: Any, output: Tensor, name: str = name) -> None:
-                made[id(output)] = (output, name)
+                made[id(output), output._version] = (output, name)
 
             handles.append(module.register_forward_hook(keep))
         elif isinstance(module, _BatchNorm) and module.running_mean is not None:
 
             def look(module: nn.Module, arguments: tuple[Any, ...], name: str = name) -> None:
-                found.setdefault(name, set()).add(made.get(id(arguments[0]), (None, ""))[1])
+                given = arguments[0]
+                found.setdefault(name, set()).add(made.get((id(given), given._version), (None, ""))[1])
 
             handles.append(module.register_forward_pre_hook(look))
     try:

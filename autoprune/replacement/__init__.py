@@ -1,0 +1,6 @@
+"""Replacements give some of the units that a cut affects a cheaper form, instead of removing them."""
+
+from autoprune.replacement._bands import Bands, rows_by_layer
+from autoprune.replacement._base import Replacement
+
+__all__ = ["Bands", "Replacement", "rows_by_layer"]

@@ -1,0 +1,135 @@
+"""What a study runs next: baselines, then recipes to begin with, then what the sampler draws, target after target."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from autoprune.errors import AutopruneError, BadInput
+from autoprune.recipe import Recipe, Target
+from autoprune.search.asker import Asker
+from autoprune.search.baselines import Baseline, build_baselines
+from autoprune.search.nodes import Items
+from autoprune.search.space import Space
+from autoprune.study.config import StudyConfig, target_label
+from autoprune.study.records import TrialRecord
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+_DUPLICATES_IN_A_ROW = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the next trial is to be. recipe: what is given; without one the sampler draws."""
+
+    target: Target
+    baseline: Baseline | None = None
+    warm_start: int | None = None
+    recipe: Recipe | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A trial that is not recorded yet. recipe: plain data with its target; None with the error that drawing met."""
+
+    trial: Trial
+    plan: Plan
+    recipe: Mapping[str, Any] | None = None
+    error: AutopruneError | None = None
+
+
+class Planner:
+    """Drafts trials, and counts those that are recorded."""
+
+    def __init__(self, config: StudyConfig, space: Space, items: Items, asker: Asker) -> None:
+        """Raises BadInput for baselines or warm starts that do not suit the study."""
+        self._targets, self._space, self._items, self._asker = config.targets, space, items, asker
+        self._baselines = build_baselines(config.baselines)
+        self._warm = _warm_recipes(config)
+        self._baselines_there: set[tuple[str, str]] = set()
+        self._warm_there: set[int] = set()
+        self._seen: set[str] = set()
+        self._duplicates_in_a_row = 0
+        self.recorded = 0
+
+    @property
+    def first(self) -> int:
+        """How many trials the baselines are."""
+        return len(self._baselines) * len(self._targets)
+
+    def count(self, record: TrialRecord) -> None:
+        """Take note of a recorded trial."""
+        self.recorded += 1
+        if record.baseline is not None:
+            self._baselines_there.add((record.baseline, record.target_label))
+        if record.warm_start is not None:
+            self._warm_there.add(record.warm_start)
+        if record.recipe is not None:
+            self._seen.add(_key(record.recipe))
+
+    def next(self) -> Draft:
+        """Return the next trial. What the sampler drew before is drawn again, unless the space seems used up."""
+        plan = self._plan()
+        while True:
+            trial = self._asker.ask(self._fixed(plan))
+            try:
+                recipe = self._drawn(trial, plan)
+            except AutopruneError as error:
+                return Draft(trial=trial, plan=plan, error=error)
+            if plan.recipe is not None or not self._is_duplicate(recipe):
+                return Draft(trial=trial, plan=plan, recipe=recipe)
+            self._asker.drop(trial)
+
+    def _plan(self) -> Plan:
+        for baseline in self._baselines:
+            for target in self._targets:
+                if (baseline.name, target_label(target)) not in self._baselines_there:
+                    return Plan(target=target, baseline=baseline, recipe=baseline.recipe)
+        for i, recipe in enumerate(self._warm):
+            # a baseline may be what did best in the earlier study
+            if i not in self._warm_there and _key(recipe.plain()) not in self._seen:
+                return Plan(target=recipe.target, warm_start=i, recipe=recipe)
+        searched = self.recorded - len(self._baselines_there) - len(self._warm_there)
+        return Plan(target=self._targets[searched % len(self._targets)])
+
+    def _fixed(self, plan: Plan) -> dict[str, Any]:
+        """Return the draws that the plan prescribes. With them a recipe is a point that the sampler learns from."""
+        draws = None if plan.recipe is None else self._space.encode(plan.recipe, self._items)
+        return {"target": target_label(plan.target)} | (draws or {})
+
+    def _drawn(self, trial: Trial, plan: Plan) -> dict[str, Any]:
+        trial.suggest_categorical("target", [target_label(t) for t in self._targets])
+        if plan.recipe is None:
+            recipe = self._space.suggest(trial, self._items)
+        else:
+            recipe = plan.recipe
+            if self._space.encode(recipe, self._items) is not None:
+                self._space.suggest(trial, self._items)
+        return recipe.model_copy(update={"target": plan.target}).plain()
+
+    def _is_duplicate(self, recipe: Mapping[str, Any]) -> bool:
+        """Tell whether to drop a recipe that was there before; not after some in a row, as the space may be used up."""
+        duplicate = _key(recipe) in self._seen and self._duplicates_in_a_row < _DUPLICATES_IN_A_ROW
+        self._duplicates_in_a_row = self._duplicates_in_a_row + 1 if duplicate else 0
+        return duplicate
+
+
+def _warm_recipes(config: StudyConfig) -> list[Recipe]:
+    """Return the recipes to begin with. Raises BadInput for a run folder, which `launch` reads, or another target."""
+    if isinstance(config.warm_start, str):
+        raise BadInput(f"warm_start: {config.warm_start!r} must be read into recipes first; autoprune.launch does that")
+    recipes = [Recipe.parse(recipe, f"warm_start[{i}]") for i, recipe in enumerate(config.warm_start)]
+    known = [target_label(target) for target in config.targets]
+    for i, recipe in enumerate(recipes):
+        if target_label(recipe.target) not in known:
+            found = target_label(recipe.target)
+            raise BadInput(f"warm_start[{i}] has the target {found}; the study's are {', '.join(known)}")
+    return recipes
+
+
+def _key(recipe: Mapping[str, Any]) -> str:
+    return json.dumps(recipe, sort_keys=True)

@@ -1,0 +1,102 @@
+"""What tracing and verifying holds, counted by torch's allocator: bytes of tensors, not of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.profiler import profile
+
+from autoprune.graph import Structure, trace
+
+
+class Branch(nn.Module):
+    """A residual block whose weights are large and whose activations are small."""
+
+    def __init__(self, width: int, norm: bool) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 4 * width)
+        self.norm = nn.BatchNorm1d(4 * width) if norm else nn.Identity()
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.norm(self.up(x))))
+
+
+class Stubborn(Branch):
+    """A block whose hidden width stands in its code, so that culprits are searched."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.up(x))
+        return x + self.down(hidden * torch.ones(1, 4 * x.shape[1]))
+
+
+def network(block: type[Branch], norm: bool) -> nn.Sequential:
+    width = 128
+    return nn.Sequential(nn.Linear(8, width), *(block(width, norm) for _ in range(6)), nn.Linear(width, 4))
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most bytes of tensors that live at once beyond those before."""
+    with profile(profile_memory=True) as recorded:
+        work()
+    most = now = 0
+    assert recorded.kineto_results is not None
+    memory = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(memory, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("block", [Branch, Stubborn])
+@pytest.mark.parametrize("norm", [False, True])
+def test_at_most_three_times_the_model(block: type[Branch], norm: bool) -> None:
+    torch.manual_seed(0)
+    model, example = network(block, norm).eval(), torch.randn(1, 8)
+    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    found: list[Structure] = []
+
+    def run() -> None:
+        with torch.no_grad():
+            model(example)
+
+    forward = peak_bytes(run)
+    assert peak_bytes(lambda: found.append(trace(model, example))) <= 3 * size + forward
+    # All that takes memory has happened: the proof of blocks, and of groups with and without a search.
+    assert len(found[0].blocks) == 6
+    assert found[0].verified == "float64"
+    assert ("1.up" in found[0].names) == (block is Branch)
+
+
+class Renormed(nn.Module):
+    """torch writes into the weight of this embedding in every forward pass, training or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 16, max_norm=0.5)
+        self.branch = Branch(16, norm=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(self.embed(x))
+
+
+def test_a_model_that_writes_into_its_weights_is_not_changed() -> None:
+    torch.manual_seed(0)
+    model = Renormed().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert float(before["embed.weight"].norm(dim=1).max()) > 0.5
+    assert "branch.up" in trace(model, torch.arange(5)).names
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_peak_is_what_lives_at_once() -> None:
+    def work() -> None:
+        first = torch.zeros(1000)
+        del first
+        second, third = torch.zeros(500), torch.zeros(100)
+        del second, third
+
+    assert peak_bytes(work) == 4000

@@ -50,7 +50,7 @@ def write(model: nn.Module, path: Path, format: Format | str, example_inputs: An
     inputs = map_tensors(example_inputs, lambda t: t.detach().cpu())
     with quiet(), torch.no_grad():
         try:
-            program = _program(plain, inputs)
+            program = program_of(plain, inputs)
             run = _write_onnx(program, inputs, path) if format == "onnx" else _write_pt2(program, path)
         except Exception as error:
             raise Failure(f"{type(model).__name__} cannot be exported as {format}: {_told(error)}") from error
@@ -95,7 +95,8 @@ class OnnxModel(nn.Module):
         return {name: value.cpu().numpy() for name, value in zip(self._names, values, strict=True)}
 
 
-def _program(model: nn.Module, inputs: Any) -> torch.export.ExportedProgram:
+def program_of(model: nn.Module, inputs: Any) -> torch.export.ExportedProgram:
+    """Export a model, in the mode that it is in, with a free batch size. Raises whatever torch.export raises."""
     # torch.export takes a size of 1 for a constant; two samples keep the batch size free.
     positional, by_keyword = _arguments(_samples(inputs, 2))
     shapes = [_free_batch(value) for value in positional] or None

@@ -169,6 +169,12 @@ class Recipe(BaseModel):
         )
         return frozenset(kind for part in parts if part is not None for kind in part.needs)
 
+    @property
+    def certified_at(self) -> float | None:
+        """The epsilon at which its model is to be certified, None unless a part trains for that."""
+        parts = (self.regulariser, *self.recovery)
+        return next((part.certified_at for part in parts if part is not None and part.certified_at is not None), None)
+
     @classmethod
     def parse(cls, data: Mapping[str, Any] | Recipe, where: str = "recipe") -> Recipe:
         """Return the recipe described by plain data. Raises BadRecipe that names the place and what is allowed."""

@@ -20,6 +20,10 @@ class TrialSettings(BaseModel):
     evidence_batch_size: int = Field(default=64, ge=2, description="samples in each of them")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 ...")
     mixed_precision: bool = Field(default=False, description="train in bfloat16 autocast")
+    certified_epsilon: float | None = Field(
+        default=None, ge=0, description="certify trials on all inputs so near, in pixel values of 0 to 1"
+    )
+    certified_samples: int = Field(default=200, ge=1, description="validation samples that are certified")
     channels_last: bool = Field(default=False, description="keep images channels last: faster convolutions")
 
     def torch_device(self) -> torch.device:

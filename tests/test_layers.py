@@ -32,7 +32,7 @@ LAYERS = (
     | {"specs", "threads", "training_settings", "validation"},
     {"data", "tasks", "curvature", "dynamic", "models", "training", "norms", "initialisation", "masks", "graph"}
     | {"programs"},
-    {"cost", "evidence"},
+    {"cost", "evidence", "certified"},
     set(rooms.ROOMS),
     {"recipe", "presets"},
     {"compressed", "base", "probe", "repair", "shortening", "trial", "widening", "deployment"},

@@ -263,6 +263,7 @@ def print_outcome(outcome: Outcome, out: Path) -> None:
         *sparse_rows(found.sparsity, found.sparse_flops, found.sparse_flops_fraction),
         *dynamic_rows(outcome.metrics),
         *int8_rows(outcome.metrics),
+        *certified_rows(outcome.metrics),
         ["trained on", f"{human(outcome.cost.trained_samples)} samples"],
         ["time", duration(outcome.cost.seconds)],
     ]
@@ -310,6 +311,17 @@ def int8_rows(metrics: Mapping[str, float]) -> list[list[str]]:
     accuracy, drop = metrics["int8_accuracy"], metrics["int8_accuracy"] - metrics["accuracy"]
     sizes = f"{size(int(metrics['int8_bytes']))} (float32: {size(int(metrics['float_bytes']))})"
     return [["int8 file, validation accuracy", f"{percent(accuracy)} ({points(drop)})"], ["int8 file, size", sizes]]
+
+
+def certified_rows(metrics: Mapping[str, float]) -> list[list[str]]:
+    """Return the rows about certified accuracy, none where it was not measured."""
+    from autoprune.report.tables import percent
+
+    if "certified_accuracy" not in metrics:
+        return []
+    where = f"{metrics['certified_count']:.0f} samples, epsilon {metrics['certified_epsilon']:g}"
+    names = {"certified_clean_accuracy": "clean", "attacked_accuracy": "attacked", "certified_accuracy": "certified"}
+    return [[f"{told} accuracy ({where})", percent(metrics[name])] for name, told in names.items()]
 
 
 def size(count: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from autoprune.data.fingerprint import fingerprint_of
-from autoprune.data.images import ImagePreparation
+from autoprune.data.images import ImagePreparation, Pixels
 from autoprune.data.split import Data, TensorSplit, stratified_split
 from autoprune.specs import DataSpec
 
@@ -36,4 +36,5 @@ def build_digits(spec: DataSpec) -> Data:
         name=spec.name,
         num_classes=10,
         fingerprint=fingerprint_of("digits", images, labels, spec.validation_fraction, spec.seed),
+        pixels=Pixels(),
     )

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from autoprune.data.cache import Progress, cached_images
 from autoprune.data.fingerprint import fingerprint_of
-from autoprune.data.images import ImagePreparation
+from autoprune.data.images import ImagePreparation, Pixels
 from autoprune.data.split import Data, DatasetSplit, Split, TensorSplit, stratified_split
 from autoprune.errors import BadData
 from autoprune.specs import DataSpec
@@ -93,6 +93,7 @@ def image_data(
         name=spec.name,
         num_classes=num_classes,
         fingerprint=fingerprint_of(contents, spec.size, spec.mean, spec.std, spec.validation_fraction, spec.seed),
+        pixels=Pixels(spec.mean, spec.std),
     )
 
 

@@ -13,6 +13,14 @@ from autoprune.specs import Augment
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """How inputs were made of values in [0, 1]: (value - mean) / std per channel, or as they are without."""
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
 class ImagePreparation:
     """Augments (only when a generator is given), scales uint8 to [0, 1] and normalises per channel."""
 

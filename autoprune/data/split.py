@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from autoprune.errors import BadData
 from autoprune.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from autoprune.data.images import Pixels
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 Batch = tuple[Any, Any]
@@ -220,7 +223,10 @@ class _IndexLists:
 
 @dataclass(frozen=True)
 class Data:
-    """The splits of one data set. The search sees train and validation; test is for the reported front."""
+    """The splits of one data set. The search sees train and validation; test is for the reported front.
+
+    pixels: how inputs that are images were normalised, None where that is not known.
+    """
 
     train: Split
     validation: Split
@@ -228,6 +234,7 @@ class Data:
     name: str
     num_classes: int | None
     fingerprint: str  # of the content and of the way it is split
+    pixels: Pixels | None = None
 
     @property
     def example_inputs(self) -> Any:

@@ -77,6 +77,11 @@ class Recovery(Method):
     resets: ClassVar[bool] = False
     like_base: ClassVar[bool] = False
 
+    @property
+    def certified_at(self) -> float | None:
+        """The epsilon at which what it trains is to be certified, None for a method that is not about that."""
+        return None
+
     @abstractmethod
     def recover(self, model: nn.Module, context: RecoveryContext, epochs: float) -> RecoveryCost:
         """Change the model in place and leave it in eval mode, on the context's device.

@@ -68,6 +68,11 @@ class Regulariser(Method):
 
     room: ClassVar[str] = "regularisers"
 
+    @property
+    def certified_at(self) -> float | None:
+        """The epsilon at which what it trains is to be certified, None for a method that is not about that."""
+        return None
+
     @abstractmethod
     def shape(self, model: nn.Module, context: RegulariserContext) -> Shaped:
         """Train the model in place and leave it in eval mode, on the context's device.

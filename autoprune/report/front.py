@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import BadInput, UnknownName
-from autoprune.report import polished, scratch, speed
+from autoprune.report import extras, polished, scratch, speed
 from autoprune.search.noise import standard_error
 from autoprune.search.objectives import METRIC_OF
 from autoprune.study.records import StudyRecord, TrialRecord
@@ -345,7 +345,7 @@ _COSTS = (
 _WHOLE = ("flops", "sparse_flops", "params")
 CSV_COLUMNS = (
     "trial", "baseline", "on_front", "target", "accuracy", "test_accuracy", *_COSTS, "seconds",
-    "speed_up", "speed_up_low", "speed_up_high", "speed_setting",
+    "speed_up", "speed_up_low", "speed_up_high", "speed_setting", *extras.METRICS,
 )  # fmt: skip
 
 
@@ -369,6 +369,7 @@ def plain_trial(trial: TrialRecord) -> dict[str, Any]:
         "test_accuracy": _or_none(accuracy_on_test(trial)),
         "accuracy_by_rung": [_or_none(r.metrics.get("accuracy", math.nan)) for r in trial.rungs],
         **{cost: _cost(trial, cost) for cost in _COSTS},
+        **{name: _or_none(trial.metrics[name]) for name in extras.METRICS if name in trial.metrics},
         "seconds": trial.cost.get("seconds"),
         "polished": polished.plain(trial),
         "error": trial.error,

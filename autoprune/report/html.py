@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from autoprune.files import write_text
-from autoprune.report import polished, provenance, scratch, speed
+from autoprune.report import extras, polished, provenance, scratch, speed
 from autoprune.report.figures import Figure, figures
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
 from autoprune.report.significance import as_good_as_next
@@ -184,7 +184,8 @@ def _front_section(front: Front) -> str:
     rows = sorted(shown.values(), key=lambda t: (-flops_fraction(t), -accuracy(t)))
     on_front = {t.number for t in front.trials}
     sparse = has_sparsity(rows)
-    body = "".join(_front_row(front, t, t.number in on_front, sparse) for t in rows)
+    columns = extras.headings(rows)
+    body = "".join(_front_row(front, t, t.number in on_front, sparse, columns) for t in rows)
     more = '<th scope="col">speed-up</th>' if front.speed_of else ""
     more += (
         '<th scope="col">sparse FLOPs</th><th scope="col">of base</th><th scope="col">sparsity</th>' if sparse else ""
@@ -193,27 +194,29 @@ def _front_section(front: Front) -> str:
     return f"""<section><h2>The front and the baselines</h2>
 <p class="soft">Validation accuracy is what the search saw; test accuracy is on a split it did not see. FLOPs are
 2 x MACs for one sample{told}. {noise(front.trials)} A circle marks the front; ~ a model of it whose next cheaper
-neighbour is as good within the noise (95 % level).</p>
+neighbour is as good within the noise (95 % level).{extras.legend(columns)}</p>
 <div class="scroll"><table>
 <thead><tr><th scope="col">model</th><th scope="col">FLOPs</th><th scope="col">of base</th>{more}
 <th scope="col">params</th>
 <th scope="col">of base</th><th scope="col">validation</th><th scope="col">vs {REFERENCE}</th><th scope="col">test</th>
+{"".join(f'<th scope="col">{heading}</th>' for heading in columns)}
 <th scope="col">by rung</th><th scope="col" class="left">recipe</th></tr></thead>
-<tbody>{_base_row(front, sparse)}{body}</tbody></table></div></section>"""
+<tbody>{_base_row(front, sparse, columns)}{body}</tbody></table></div></section>"""
 
 
-def _base_row(front: Front, sparse: bool) -> str:
+def _base_row(front: Front, sparse: bool, columns: Sequence[str]) -> str:
     base = front.base
     cells = [
         human(base.get("flops", math.nan)), "100 %", *(["1x"] if front.speed_of else []),
         *sparse_cells({"sparse_flops_fraction": 1.0, "sparsity": 0.0, "sparse_flops": math.nan, **base}, sparse),
         human(base.get("params", math.nan)), "100 %",
-        percent(base.get("accuracy", math.nan)), "", percent(base.get("test_accuracy", math.nan)), "", "",
+        percent(base.get("accuracy", math.nan)), "", percent(base.get("test_accuracy", math.nan)),
+        *extras.cells(base, columns), "", "",
     ]  # fmt: skip
     return '<tr><th scope="row">base model</th>' + "".join(f"<td>{_text(c)}</td>" for c in cells) + "</tr>"
 
 
-def _front_row(front: Front, trial: TrialRecord, on_front: bool, sparse: bool) -> str:
+def _front_row(front: Front, trial: TrialRecord, on_front: bool, sparse: bool, columns: Sequence[str]) -> str:
     metrics = trial.metrics
     mark = _mark(front, trial) if on_front else ""
     name = name_of(trial) if trial.baseline is None else f"{trial.baseline} ({trial.number})"
@@ -227,6 +230,7 @@ def _front_row(front: Front, trial: TrialRecord, on_front: bool, sparse: bool) -
         percent(accuracy(trial)),
         points(gain(front, trial)),
         percent(accuracy_on_test(trial)),
+        *extras.cells(metrics, columns),
         " > ".join(f"{100 * r.metrics['accuracy']:.1f}" for r in trial.rungs),
     ]
     kind = "" if on_front else ' class="baseline"'

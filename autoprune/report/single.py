@@ -119,5 +119,5 @@ def save_outcome(
         notes=outcome.notes,
     )
     artefact.save(out, outcome.compressed, manifest)
-    if outcome.deployed.quantised is not None:
-        write_bytes(out / QUANTISED, outcome.deployed.quantised.content)
+    if outcome.finished.quantised is not None:
+        write_bytes(out / QUANTISED, outcome.finished.quantised.content)

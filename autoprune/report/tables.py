@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from autoprune.report import polished, scratch, speed
+from autoprune.report import extras, polished, scratch, speed
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
 from autoprune.report.significance import as_good_as_next
 from autoprune.study.records import TrialRecord
@@ -143,13 +143,17 @@ def front_table(front: Front) -> Table:
         columns[3:3] = ["sparse FLOPs", "of base", "sparsity"]
     if front.speed_of:
         columns[3:3] = ["speed-up"]
+    more = extras.headings((*front.trials, *front.baselines))
+    columns[-1:-1] = more
     for column in columns:
         table.add_column(column, justify="left" if column in ("model", "by rung") else "right", no_wrap=True)
     cells = _base_cells(front.base, with_latency, with_sparsity, measured=bool(front.speed_of))
+    cells[-1:-1] = extras.cells(front.base, more)
     table.add_row(*cells, end_section=True)
     for section in _sections(front):
         for i, trial in enumerate(section):
             cells = _trial_cells(front, trial, with_latency, with_sparsity)
+            cells[-1:-1] = extras.cells(trial.metrics, more)
             style = None if trial in front.trials else "dim"
             table.add_row(*cells, style=style, end_section=i + 1 == len(section))
     return table
@@ -239,12 +243,13 @@ def gain(front: Front, trial: TrialRecord) -> float:
 def _legend(front: Front) -> str:
     config = front.record.config
     epochs = ", ".join(f"{e:g}" for e in config.rungs.epochs)
-    sparse = has_sparsity((*front.trials, *front.baselines))
+    shown = (*front.trials, *front.baselines)
+    sparse, more = has_sparsity(shown), extras.headings(shown)
     return (
         "* on the front; ~ on it too, but its next cheaper neighbour is as good within the noise (95 %). FLOPs are 2 x "
         f"MACs for one\nsample{_SPARSE if sparse else ''}. validation: accuracy on the split that the search saw; "
         "test: on one that it did not see, '-' where not\nmeasured. by rung: validation accuracy in per cent "
-        f"after {epochs} epochs. {noise(front.trials)}{speed.legend(front)}"
+        f"after {epochs} epochs. {noise(front.trials)}{extras.legend(more)}{speed.legend(front)}"
     )
 
 

@@ -17,10 +17,17 @@ METRIC_OF: Mapping[str, str] = {
     "dynamic_flops": "dynamic_flops_fraction",
     "params": "params_fraction",
     "latency": "latency_ms",
+    "certified_error": "certified_error",
 }
 """Objective to the metric that holds its value."""
 
-COSTS = ("flops", "sparse_flops", "dynamic_flops", "params", "latency")
+COSTS = ("flops", "sparse_flops", "dynamic_flops", "params", "latency", "certified_error")
+_OF_FINISHED = frozenset({"certified_error"})
+
+
+def need_finished(objectives: Sequence[str]) -> bool:
+    """Tell whether an objective is measured on finished models only, unless every rung is asked for it."""
+    return not _OF_FINISHED.isdisjoint(objectives)
 
 
 def directions(objectives: Sequence[str]) -> list[Direction]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -24,7 +24,7 @@ from autoprune.settings import TrialSettings
 from autoprune.specs import DataSpec, ModelSpec, Spec, TaskSpec, TrainSpec
 from autoprune.validation import validated
 
-Objective = Literal["accuracy", "flops", "sparse_flops", "dynamic_flops", "params", "latency"]
+Objective = Literal["accuracy", "flops", "sparse_flops", "dynamic_flops", "params", "latency", "certified_error"]
 SamplerName = Literal["tpe", "nsga2", "gp", "random"]
 ExecutorName = Literal["inline", "local", "ray", "replay"]
 
@@ -202,10 +202,15 @@ class StudyConfig(Spec):
     @classmethod
     def _with_accuracy(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
         if "accuracy" not in objectives or len(set(objectives)) != len(objectives):
-            raise ValueError(
-                "objectives are accuracy and any of flops, sparse_flops, dynamic_flops, params, latency, each once"
-            )
+            allowed = ", ".join(name for name in get_args(Objective) if name != "accuracy")
+            raise ValueError(f"objectives are accuracy and any of {allowed}, each once")
         return objectives
+
+    @model_validator(mode="after")
+    def _certified_at(self) -> Self:
+        if "certified_error" in self.objectives and self.trial.certified_epsilon is None:
+            raise ValueError("the objective certified_error needs an epsilon: trial.certified_epsilon, such as 0.01")
+        return self
 
     def plain(self) -> dict[str, Any]:
         """Return plain data that `load` reads back into an equal config."""

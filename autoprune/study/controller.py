@@ -279,6 +279,7 @@ class Controller:
             epochs=self.config.rungs.trained(rung),
             samples=self.config.rungs.samples(rung),
             latency="latency" in self.config.objectives,
+            finished=rung == self.config.rungs.top or objectives.need_finished(self.config.objectives),
         )
 
     # --- budget and end

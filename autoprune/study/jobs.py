@@ -15,7 +15,8 @@ from autoprune.errors import AutopruneError, LossNotFinite, OutOfMemory
 class Job:
     """One rung of one trial, the test of a finished one, or a long last training of one.
 
-    epochs: what this job adds. samples: of the validation split, None is all. latency: measure it as well.
+    epochs: what this job adds. samples: of the validation split, None is all. latency: measure it as well. finished:
+    measure what the recipe or the study ask for of finished models too (see `trial.finishing`).
     repeat: of a `polish`; 0 goes on with the trial's model, others begin again at the base model with another seed.
     """
 
@@ -26,6 +27,7 @@ class Job:
     epochs: float
     samples: int | None
     latency: bool = False
+    finished: bool = False
     kind: Literal["rung", "test", "polish"] = "rung"
     attempt: int = 0
     repeat: int = 0

@@ -36,7 +36,7 @@ from autoprune.study.config import StudyConfig, target_label
 from autoprune.study.forecast import Forecast, ForwardTime, forecast, time_forward
 from autoprune.study.run_folder import RunFolder
 from autoprune.tasks import Task, build_task, check_fits, evaluate
-from autoprune.trial import Bench, measure, metrics_of
+from autoprune.trial import Bench, certified, measure, metrics_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +223,8 @@ def _measure_base(config: StudyConfig, bench: Bench) -> dict[str, float]:
     if "latency" in config.objectives:
         inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
         metrics["latency_ms"] = latency_ms(bench.model, inputs)
+    if config.trial.certified_epsilon is not None:
+        metrics |= certified(bench.model, bench, config.trial.certified_epsilon).metrics
     if bench.data.test is not None:
         size = bench.settings.eval_batch_size
         found = evaluate(bench.model, bench.data.test, bench.task, size, device=bench.device)

@@ -25,7 +25,7 @@ from autoprune.study.config import RungSpec
 from autoprune.study.jobs import Job, JobResult
 from autoprune.study.run_folder import RunFolder
 from autoprune.tasks import build_task, evaluate
-from autoprune.trial import Bench, Cost, Outcome, measure, metrics_of, prepare, train_compressed
+from autoprune.trial import Bench, Cost, Outcome, finish, measure, metrics_of, prepare, train_compressed
 
 AfterRung = Callable[[int, float, Mapping[str, int]], None]
 
@@ -64,8 +64,11 @@ class Worker:
         else:
             compressed, cost = self._trained(job, recipe)
         measured = measure(compressed.model, self._bench, job.samples)
-        metrics = metrics_of(measured) | self._latency(job, compressed)
-        total = asdict(cost + measured.cost)
+        metrics, cost = metrics_of(measured) | self._latency(job, compressed), cost + measured.cost
+        if job.finished:
+            more = finish(compressed.model, recipe, self._bench, job.seed, job.samples)
+            metrics, cost = metrics | dict(more.metrics), cost + more.cost
+        total = asdict(cost)
         self._save(job, compressed, metrics, notes, self._run.trial(job.trial))
         result = JobResult(metrics=metrics, cost=total, amounts=amounts, notes=notes)
         append_line(self._run.trial(job.trial) / "metrics.jsonl", {"rung": job.rung} | result.plain())

@@ -1,6 +1,7 @@
 """Trials: one recipe, from the base model to a measured compressed one."""
 
 from autoprune.trial.bench import Bench, Cost
+from autoprune.trial.finishing import Finished, certified, finish
 from autoprune.trial.measuring import Measurement, measure, metrics_of
 from autoprune.trial.recovering import restart, train_compressed, train_on
 from autoprune.trial.run import Outcome, Prepared, prepare, run_trial
@@ -8,9 +9,12 @@ from autoprune.trial.run import Outcome, Prepared, prepare, run_trial
 __all__ = [
     "Bench",
     "Cost",
+    "Finished",
     "Measurement",
     "Outcome",
     "Prepared",
+    "certified",
+    "finish",
     "measure",
     "metrics_of",
     "prepare",

@@ -24,7 +24,7 @@ from autoprune.seeds import derive_seed
 from autoprune.shortening import shorten
 from autoprune.trial.bench import Bench, Cost
 from autoprune.trial.choosing import Chooser, Chosen, budget_of
-from autoprune.trial.deploying import Deployed, deploy
+from autoprune.trial.finishing import Finished, finish
 from autoprune.trial.measuring import Measurement, measure, metrics_of
 from autoprune.trial.recovering import correct, reset, settle, train_compressed, train_on
 from autoprune.trial.shaping import Trainer, regularised, sparsified
@@ -48,7 +48,7 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result of one recipe. validation: of the float model; `deployed` is what quantisation made of it."""
+    """The result of one recipe. validation: of the float model; `finished` is what else was measured."""
 
     recipe: Recipe
     compressed: Compressed
@@ -57,7 +57,7 @@ class Outcome:
     before_training: Measurement
     notes: tuple[str, ...]
     cost: Cost
-    deployed: Deployed = field(default_factory=Deployed)
+    finished: Finished = field(default_factory=Finished)
 
     @property
     def model(self) -> nn.Module:
@@ -66,8 +66,8 @@ class Outcome:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Accuracy and cost of the model as plain numbers, and of its quantised file under names of their own."""
-        return metrics_of(self.validation) | dict(self.deployed.metrics)
+        """Accuracy and cost of the model as plain numbers, and what else was measured, under names of their own."""
+        return metrics_of(self.validation) | dict(self.finished.metrics)
 
 
 def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
@@ -85,7 +85,7 @@ def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
         prepared.compressed, recipe, bench, derive_seed(seed, "train"), recipe.epochs
     )
     after = measure(model, bench) if recipe.epochs > 0 else before
-    deployed = deploy(model, recipe, bench, seed)
+    finished = finish(model, recipe, bench, seed)
     return Outcome(
         recipe=recipe,
         compressed=compressed,
@@ -93,8 +93,8 @@ def run_trial(recipe: Recipe, bench: Bench, seed: int) -> Outcome:
         validation=after,
         before_training=before,
         notes=prepared.notes,
-        cost=prepared.cost + before.cost + trained + (after.cost if after is not before else Cost()) + deployed.cost,
-        deployed=deployed,
+        cost=prepared.cost + before.cost + trained + (after.cost if after is not before else Cost()) + finished.cost,
+        finished=finished,
     )
 
 

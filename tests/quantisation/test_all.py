@@ -90,7 +90,7 @@ def test_a_model_too_small_to_gain_is_an_error(digits_bench: Bench) -> None:
 def test_a_trial_measures_the_file_and_the_model_apart(digits_bench: Bench) -> None:
     chosen = recipe(quantisation={"name": "int8_static", "samples": 64}, target={"flops_fraction": 0.5})
     outcome = run_trial(chosen, digits_bench, seed=0)
-    made: Any = outcome.deployed.quantised
+    made: Any = outcome.finished.quantised
     plain = run_trial(chosen.model_copy(update={"quantisation": None}), digits_bench, seed=0)
     assert outcome.metrics["accuracy"] == plain.metrics["accuracy"]
     assert "int8_accuracy" not in plain.metrics

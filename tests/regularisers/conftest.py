@@ -75,4 +75,6 @@ def largest(model: nn.Module, structure: Structure) -> Mapping[str, list[int]]:
 @pytest.fixture
 def no_loss() -> Task:
     """Return a task whose loss is 0 and has zero gradients: what moves weights is not the data."""
-    return Task(loss=lambda output, _: 0.0 * output.sum(), metric=lambda output, _: (0.0, len(output)))
+    return Task(
+        loss=lambda output, _: 0.0 * output.sum(), metric=lambda output, _: (0.0, len(output)), classification=True
+    )

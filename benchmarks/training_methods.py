@@ -112,6 +112,7 @@ ARMS: dict[str, dict[str, Arm]] = {
         "greg_1": _regularised("l1_norm", "uniform", lambda b: _growing(b, "greg_1")),
         "greg_2": _regularised("l1_norm", "uniform", lambda b: _growing(b, "greg_2")),
         "spectral_radius": _regularised("flatness", "global", lambda b: _flat(b, 0.01)),
+        "spectral_radius, mu = 0.1": _regularised("flatness", "global", lambda b: _flat(b, 0.1)),
         "spectral_radius, mu = alpha = 0": _regularised(
             {"name": "flatness", "alpha": 0.0}, "global", lambda b: _flat(b, 0.0)
         ),
@@ -126,7 +127,9 @@ ARMS: dict[str, dict[str, Arm]] = {
         ),
         "han_2015": _zero(lambda b: {"name": "han_2015", "rounds": 4, "epochs_between": b.epochs / 6}),
         "snip": _zero(lambda b: {"name": "snip", "batches": 4}),
-        "scl": _zero(lambda b: {"name": "scl", "epochs": 0.7 * b.epochs, "price": 0.2, "mask_lr": 0.15 / b.epochs}),
+        "scl": _zero(
+            lambda b: {"name": "scl", "epochs": 0.7 * b.epochs, "price": 0.2, "mask_lr": 8 / (b.steps * b.epochs)}
+        ),
         "nn_relief": _zero(lambda b: {"name": "nn_relief", "rounds": 4, "epochs_between": b.epochs / 6}),
         "rigl": _zero(lambda b: {"name": "rigl", "interval": max(2, int(b.steps * b.epochs / 40))}),
         "drive": _zero(lambda b: {"name": "drive", "warmup_epochs": b.epochs / 12, "rounds": 10, "batches": 4}),

@@ -16,6 +16,7 @@ _TITLES = {
 }
 _STARTS = {"base": "the base model's weights", "fresh": "new weights"}
 _REFERENCE = "magnitude"
+_HESSIAN = "eigenvalue of the Hessian"
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -71,7 +72,8 @@ def _table(rows: Sequence[Row], kind: str, base: Row) -> str:
             f"{mean(r['seconds'] for r in own):.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    told = [f"- `{r['arm']}`, seed {r['seed']}: {note}." for r in rows for note in r["notes"] if _HESSIAN in note]
+    return "\n".join([*lines, "", *told] if told else lines)
 
 
 def _over(own: Sequence[Row], reference: Sequence[Row]) -> str:

@@ -41,7 +41,7 @@ from autoprune.training import samples_of, train
 from autoprune.training_settings import TrainingSettings
 
 _CLIP = 5.0
-_SHARPNESS_SAMPLES = 512
+_LOOKED_AT = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,9 @@ class SpectralRadius(TrainingSettings, Regulariser):
 
     def shape(self, model: nn.Module, context: RegulariserContext) -> Shaped:
         penalty = _Penalty(self, factored_layers(model.to(context.device)), context)
-        hook = _Pruning(self, context, penalty)
+        looked = min(_LOOKED_AT, len(context.data.train))
+        inputs, targets = next(context.data.train.batches(looked, limit=looked, device=context.device))
+        before = penalty.radius_of(model, inputs, targets)
         report = train(
             model,
             context.data.train,
@@ -90,15 +92,17 @@ class SpectralRadius(TrainingSettings, Regulariser):
             device=context.device,
             mixed_precision=context.mixed_precision,
             loss=penalty,
-            hook=hook,
+            hook=_Pruning(self, context, penalty),
         )
-        looked = min(_SHARPNESS_SAMPLES, len(context.data.train))
+        after = penalty.radius_of(model, inputs, targets)
         draws = torch.Generator().manual_seed(derive_seed(context.seed, "sharpness"))
-        inputs, targets = next(context.data.train.batches(looked, limit=looked, device=context.device))
         with eval_mode(model):
             end = sharpness(model, context.task, inputs, targets, draws)
-        note = f"spectral_radius: largest eigenvalue of the Hessian {end:.3g} at the end; {penalty.told()}"
-        return Shaped(trained_samples=report.samples, as_chosen=True, forward_samples=looked, notes=(note,))
+        note = (
+            f"spectral_radius: largest eigenvalue of the Hessian {end:.3g} behind the training; {self.penalty} of "
+            f"spectral radii {before:.3g} before it and {after:.3g} behind it"
+        )
+        return Shaped(trained_samples=report.samples, as_chosen=True, forward_samples=3 * looked, notes=(note,))
 
     def event_steps(self, steps: int) -> dict[int, float]:
         """Return the progress reached by number of steps done; where several events fall on one step, the last."""
@@ -119,8 +123,6 @@ class _Penalty:
     context: RegulariserContext
     due: bool = False
     mu: float | None = None
-    first: float = math.nan
-    latest: float = math.nan
     draws: torch.Generator = field(default_factory=torch.Generator)
 
     def __post_init__(self) -> None:
@@ -128,30 +130,32 @@ class _Penalty:
         self.radii = Radii(self.layers, self.draws)
 
     def __call__(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
-        task = self.context.task
         if not self.due:
-            return task.loss(forward(model, inputs), targets)
+            return self.context.task.loss(forward(model, inputs), targets)
+        loss, radius = self._of(model, inputs, targets, self.radii, self.draws)
+        if self.mu is None:
+            now = float(radius.detach())
+            self.mu = self.method.mu_rel * float(loss.detach()) / now if now > 0 else 0.0
+        return loss + self.mu * radius
+
+    def radius_of(self, model: nn.Module, inputs: Any, targets: Any) -> float:
+        """Return the penalty, times nothing, of a model in eval mode."""
+        draws = torch.Generator().manual_seed(derive_seed(self.context.seed, "radius"))
+        with eval_mode(model):
+            return float(self._of(model, inputs, targets, Radii(self.layers, draws), draws)[1].detach())
+
+    def _of(
+        self, model: nn.Module, inputs: Any, targets: Any, radii: Radii, draws: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the task's loss and the sum or largest of the layers' spectral radii."""
+        task = self.context.task
         # second derivatives want full precision
         with torch.autocast(self.context.device.type, enabled=False):
             with watched(self.layers) as seen:
                 output = forward(model, inputs)
-            loss = task.loss(output, targets)
-            losses = fisher_losses(output, targets, task, self.method.fisher, self.draws)
-            found = torch.stack(list(self.radii.of(seen, losses).values()))
-            radius = found.max() if self.method.penalty == "max" else found.sum()
-        self.latest = float(radius.detach())
-        if self.mu is None:
-            self.first = self.latest
-            self.mu = self.method.mu_rel * float(loss.detach()) / self.latest if self.latest > 0 else 0.0
-        return loss + self.mu * radius
-
-    def told(self) -> str:
-        """Return the penalty at its first and last use."""
-        if self.mu is None:
-            return "no step had the penalty"
-        return (
-            f"{self.method.penalty} of spectral radii {self.first:.3g} at first, {self.latest:.3g} at the last penalty"
-        )
+            losses = fisher_losses(output, targets, task, self.method.fisher, draws)
+            found = torch.stack(list(radii.of(seen, losses).values()))
+            return task.loss(output, targets), found.max() if self.method.penalty == "max" else found.sum()
 
 
 class _Pruning(Hold):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +52,17 @@ def evaluate_artefact(
     device: str = "auto",
     batch_size: int = 512,
     latency: bool = False,
+    certify_at: float | None = None,
 ) -> dict[str, Any]:
     """Load an artefact and measure it: accuracy, loss and count by split, FLOPs and parameters.
 
     samples: at most that many of each split, the same every time. latency: also time one forward pass of a batch of
-    one. A split that the data lacks is None. Dynamic FLOPs are of the last split measured.
-    Raises BadInput, WrongArtefact, BadData.
+    one. certify_at: also certify 200 samples of the last split at this epsilon. A split that the data lacks is None.
+    Dynamic FLOPs are of the last split measured.
+    Raises BadInput, WrongArtefact, BadData, NotApplicable for a network that cannot be certified.
     """
     from autoprune import artefact
+    from autoprune.certified.verify import certify
     from autoprune.cost import count_flops, count_params, count_sparse_flops, latency_ms, sparsity_of
     from autoprune.dynamic import dynamic_cost, tallied
     from autoprune.settings import TrialSettings
@@ -89,6 +93,10 @@ def evaluate_artefact(
         found |= dynamic.metrics
     if latency:
         found["latency_ms"] = latency_ms(model, one)
+    if certify_at is not None:
+        last = next(name for name in reversed(splits) if found[name] is not None)
+        proven = certify(model, getattr(data, last), data.pixels, certify_at)
+        found["certified"] = {"split": last, **asdict(proven)}
     return found | {
         "metric": manifest.task.metric_name,
         "recorded": dict(manifest.metrics),

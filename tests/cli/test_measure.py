@@ -46,6 +46,18 @@ def test_an_artefact_is_exported_as_an_int8_file(run: Run, picked: Path) -> None
     (picked / "model.int8.onnx").unlink()
 
 
+def test_an_artefact_is_certified(run: Run, picked: Path) -> None:
+    said = run("evaluate", picked, "--samples", 10, "--certify", 0.0005, "--json")
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)["certified"]
+    assert (found["split"], found["count"], found["epsilon"]) == ("test", 200, 0.0005)
+    assert found["certified"] <= found["attacked"] <= found["clean"]
+    said = run("evaluate", picked, "--samples", 10, "--split", "validation", "--certify", 0)
+    (row,) = (line.split() for line in said.stdout.splitlines() if line.strip().startswith("certified"))
+    (clean,) = (line.split() for line in said.stdout.splitlines() if line.strip().startswith("clean"))
+    assert row[-2:] == clean[-2:]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -290,6 +290,8 @@ def test_everything_offers_every_kind_of_choice_and_they_combine():
         kinds = {k for k in ("depth", "regulariser", "low_rank", "sparsity", "replacement") if getattr(recipe, k)}
         seen |= {(k, getattr(recipe, k).name) for k in kinds}
         together = max(together, len(kinds))
-    assert {name for kind, name in seen if kind == "regulariser"} == set(rooms.names("regularisers"))
+    assert {name for kind, name in seen if kind == "regulariser"} == (
+        set(rooms.names("regularisers")) - {"certified"}  # gives accuracy away for an objective of its own
+    )
     assert {name for kind, name in seen if kind == "low_rank"} == set(rooms.names("lowrank"))
     assert together == 5

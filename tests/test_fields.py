@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
 
 from autoprune.errors import BadRecipe
-from autoprune.fields import PerItem, choice, hyperparameters, integer, per_item, real
+from autoprune.fields import PerItem, again, choice, hyperparameters, integer, per_item, real
 from autoprune.rooms import Method
 
 
@@ -70,3 +71,19 @@ def test_per_item_key_that_matches_nothing_is_an_error() -> None:
 def test_search_range_outside_the_valid_one_cannot_be_declared() -> None:
     with pytest.raises(BadRecipe, match="search range of 'rate' must be from 0 to 1, got 2"):
         real(0.5, valid=(0, 1), search=(0, 2), help="rate")
+
+
+def test_a_declaration_made_again_differs_only_where_it_says_so() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class First:
+        rate: float = real(0.5, valid=(0.0, 1.0), search=(0.1, 0.9), help="how fast")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Second(First):
+        rate: float = again(First, "rate", default=0.2)
+
+    first, second = (hyperparameters(made)["rate"] for made in (First, Second))
+    assert (first.default, second.default, Second().rate) == (0.5, 0.2, 0.2)
+    assert dataclasses.replace(second, default=0.5) == first
+    with pytest.raises(BadRecipe, match="must be from 0 to 1"):
+        again(First, "rate", default=2.0)

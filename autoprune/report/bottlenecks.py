@@ -101,7 +101,7 @@ def find(
 
     recipe = Recipe.parse({"criterion": criterion, "normalisation": "none"}, "--criterion")
     config = self_contained(load(study, overrides).config)
-    with prepared(config, say) as run:
+    with prepared(config, say, recipe) as run:
         bench = load_bench(run)
         say(f"scoring with {criterion}")
         scores = scores_of(recipe, bench.base.structure, bench.evidence, {})

@@ -49,7 +49,7 @@ def compress_study(
         recipe = recipe.trained_like(config.train_base)
     if epochs is not None:
         recipe = recipe.model_copy(update={"epochs": epochs})
-    with prepared(config, say) as run:
+    with prepared(config, say, recipe) as run:
         bench = dataclasses.replace(load_bench(run), report=_counted(say))
         say(f"compressing with {recipe.preset or 'the recipe'}, {recipe.epochs:g} epochs of training")
         outcome = run_trial(recipe, bench, seed)
@@ -59,8 +59,11 @@ def compress_study(
 
 
 @contextlib.contextmanager
-def prepared(config: StudyConfig, say: Say) -> Iterator[RunFolder]:
-    """Yield a run folder that holds the base model and its data: the study's own, or one that is gone afterwards."""
+def prepared(config: StudyConfig, say: Say, recipe: Recipe) -> Iterator[RunFolder]:
+    """Yield a run folder that holds the base model and its data: the study's own, or one that is gone afterwards.
+
+    recipe: what will run on it, which says what evidence to gather.
+    """
     own = RunFolder(default_run(config))
     if own.base_file.is_file() and own.study_file.is_file() and not differences(own.config(), config):
         say(f"base model of {own.path}")
@@ -71,7 +74,7 @@ def prepared(config: StudyConfig, say: Say) -> Iterator[RunFolder]:
     with tempfile.TemporaryDirectory(prefix="autoprune-") as folder:
         run = RunFolder(Path(folder))
         run.freeze(config)
-        prepare_run(run, config, _step_by_step(say))
+        prepare_run(run, config, _step_by_step(say), recipe)
         yield run
 
 

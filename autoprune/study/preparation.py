@@ -88,18 +88,19 @@ def _preflight(config: StudyConfig, listen: events.Listener) -> Preflight:
     )
 
 
-def prepare_run(run: RunFolder, config: StudyConfig, listen: events.Listener) -> None:
+def prepare_run(run: RunFolder, config: StudyConfig, listen: events.Listener, recipe: Recipe | None = None) -> None:
     """Fill the run folder: base weights, structure, evidence, and what the base model measures. Once per folder.
 
+    recipe: the only one that will run; by default evidence is gathered for all that the study can come to.
     Raises as `preflight` does, and LossNotFinite when the base model's training fails.
     """
     if run.base_file.is_file():
         return
     with threads.limited(config.executor.threads):
-        _fill(run, config, listen)
+        _fill(run, config, listen, recipe)
 
 
-def _fill(run: RunFolder, config: StudyConfig, listen: events.Listener) -> None:
+def _fill(run: RunFolder, config: StudyConfig, listen: events.Listener, recipe: Recipe | None) -> None:
     space = load_space(config.search_space)
     listen(events.Preparing(step="data", detail=config.data.name))
     data, task = build_data(config.data), build_task(config.task)
@@ -113,7 +114,7 @@ def _fill(run: RunFolder, config: StudyConfig, listen: events.Listener) -> None:
         save_model(base.model, str(temporary))
     write_text(run.structure_file, base.structure.to_json())
     bench = Bench(Base(base.model, base.structure, base.spec), data, task, config.trial, run.evidence)
-    _gather(config, space, bench, listen)
+    _gather(_needs(config, space) if recipe is None else recipe.needs, bench, listen)
     listen(events.Preparing(step="base", detail="measuring"))
     write_json(run.machine_file, machine.describe())
     write_json(run.base_file, {"fingerprint": bench.base.fingerprint, "metrics": _measure_base(config, bench)})
@@ -207,10 +208,14 @@ def _train(config: StudyConfig, base: Base, data: Data, task: Task, listen: even
     base.model.cpu().eval()
 
 
-def _gather(config: StudyConfig, space: Space, bench: Bench, listen: events.Listener) -> None:
-    """Gather, once for all workers, the evidence that any recipe of the study can ask for."""
+def _needs(config: StudyConfig, space: Space) -> frozenset[str]:
+    """Return the kinds of evidence that any recipe of the study can ask for."""
     needs = {kind for method in space.methods() for kind in rooms.method_class(*method).needs}
-    needs |= {kind for baseline in build_baselines(config.baselines) for kind in baseline.recipe.needs}
+    return frozenset(needs | {kind for one in build_baselines(config.baselines) for kind in one.recipe.needs})
+
+
+def _gather(needs: frozenset[str], bench: Bench, listen: events.Listener) -> None:
+    """Gather evidence once for all workers."""
     kinds = frozenset(Evidence(kind) for kind in needs) - {Evidence.WEIGHTS} - OF_A_RECIPE
     if kinds:
         listen(events.Preparing(step="evidence", detail=", ".join(sorted(kinds))))

@@ -73,6 +73,17 @@ def implant(
     return tuple(Implant(layer=layer, method=method, rows=tuple(own)) for layer, own in rows.items())
 
 
+def exchange(model: nn.Module, replacement: Replacement) -> tuple[Implant, ...]:
+    """Exchange whole layers of a finished model, in place, where the replacement is of that kind."""
+    found = []
+    for layer, method in replacement.layers(model):
+        module = cast(nn.Conv2d, model.get_submodule(layer))
+        rows = tuple(range(len(module.weight)))
+        replace_module(model, layer, method.replaced(module, rows))
+        found.append(Implant(layer=layer, method=method.config(), rows=rows))
+    return tuple(found)
+
+
 def rebuild(
     model: nn.Module, selection: Selection, factors: Sequence[Factor], implants: Sequence[Implant] = ()
 ) -> nn.Module:
@@ -81,11 +92,16 @@ def rebuild(
     Raises WrongArtefact when the model is not the one that the selection was made for.
     """
     apply_selection(model, selection)
-    for item in implants:
-        replacement = cast(Replacement, rooms.build("replacement", item.method))
-        replace_module(model, item.layer, replacement.skeleton(model.get_submodule(item.layer), item.rows))
+    made = [(item, cast(Replacement, rooms.build("replacement", item.method))) for item in implants]
+    _implant(model, [(item, method) for item, method in made if not method.whole])
     for factor in factors:
         method = cast(LowRank, rooms.build("lowrank", factor.method))
         module = model.get_submodule(factor.layer)
         replace_module(model, factor.layer, method.skeleton(module, factor.rank))
+    _implant(model, [(item, method) for item, method in made if method.whole])
     return model
+
+
+def _implant(model: nn.Module, made: Sequence[tuple[Implant, Replacement]]) -> None:
+    for item, method in made:
+        replace_module(model, item.layer, method.skeleton(model.get_submodule(item.layer), item.rows))

@@ -125,11 +125,13 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if all(part is None for part in (self.criterion, self.low_rank, self.sparsity, self.depth)):
+        exchanges = self.replacement is not None and self.replacement.whole
+        if all(part is None for part in (self.criterion, self.low_rank, self.sparsity, self.depth)) and not exchanges:
             raise ValueError("nothing to do: criterion, low_rank, sparsity and depth are all null; set one of them")
         if self.criterion is None and self.regulariser is not None:
             raise ValueError("a regulariser prepares a cut of channels; it needs a criterion")
-        if self.replacement is not None and (self.criterion is None or self.low_rank is not None):
+        in_cuts = self.replacement is not None and not self.replacement.whole
+        if self.replacement is not None and in_cuts and (self.criterion is None or self.low_rank is not None):
             raise ValueError(
                 f"replacement {self.replacement.name} gives a cheaper form to units that a criterion scores, in layers "
                 "that stay as they are; it needs a criterion, and low_rank: null"
@@ -198,8 +200,13 @@ class Recipe(BaseModel):
         return self.model_copy(update={"target": Target(**fractions)})
 
     def check_target(self) -> None:
-        """Raises UnreachableTarget for a recipe that removes single weights only and yet has to save dense cost."""
+        """Raises UnreachableTarget for a recipe that leaves dense kernels whole and yet has to save their cost."""
         if all(p is None for p in (self.criterion, self.low_rank, self.depth)) and not self.target.is_whole:
+            if self.sparsity is None and self.replacement is not None:
+                raise UnreachableTarget(
+                    f"{self.replacement.name} alone leaves dense FLOPs as they are, so that its target must be "
+                    "flops_fraction 1; what it saves depends on the input and is measured as dynamic FLOPs"
+                )
             raise UnreachableTarget(
                 "a recipe of sparsity alone zeroes single weights and leaves FLOPs and parameters of dense kernels as "
                 "they are; its target must be flops_fraction 1. How many weights go is the method's `sparsity`; a "

@@ -30,7 +30,8 @@ LAYERS = (
         "shipped",
     }
     | {"specs", "threads", "training_settings", "validation"},
-    {"data", "tasks", "curvature", "models", "training", "norms", "initialisation", "masks", "graph"} | {"programs"},
+    {"data", "tasks", "curvature", "dynamic", "models", "training", "norms", "initialisation", "masks", "graph"}
+    | {"programs"},
     {"cost", "evidence", "certified"},
     set(rooms.ROOMS),
     {"recipe", "presets"},

@@ -38,6 +38,7 @@ def print_outcome(outcome: Outcome, out: Path) -> None:
         ["FLOPs", f"{human(found.flops)} ({100 * found.flops_fraction:.1f} % of the base model)"],
         ["parameters", f"{human(found.params)} ({100 * found.params_fraction:.1f} %)"],
         *sparse_rows(found.sparsity, found.sparse_flops, found.sparse_flops_fraction),
+        *dynamic_rows(outcome.metrics),
         *int8_rows(outcome.metrics),
         *certified_rows(outcome.metrics),
         ["trained on", f"{human(outcome.cost.trained_samples)} samples"],
@@ -59,6 +60,21 @@ def sparse_rows(sparsity: float, flops: float, fraction: float | None = None) ->
     return [
         ["weights that are zero", percent(sparsity)],
         ["sparse FLOPs, were zeros skipped", f"{human(flops)}{share}"],
+    ]
+
+
+def dynamic_rows(metrics: Mapping[str, float]) -> list[list[str]]:
+    """Return the rows about layers whose cost depends on their input, none for a model without."""
+    from autoprune.report.tables import human, percent
+
+    if "channel_share" not in metrics:
+        return []
+    mean, spread = (human(metrics[name]) for name in ("dynamic_flops", "dynamic_flops_spread"))
+    share = 100 * metrics["dynamic_flops_fraction"]
+    return [
+        ["dynamic FLOPs, measured", f"{mean} ± {spread} over samples ({share:.1f} % of the base model)"],
+        ["dynamic FLOPs without overhead", human(metrics["dynamic_flops_without_overhead"])],
+        ["channels left in hashed layers", percent(metrics["channel_share"])],
     ]
 
 

@@ -11,15 +11,19 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
+from autoprune.dynamic import as_dense
 from autoprune.masks import prunable
 from autoprune.tasks import batch_length, device_of, eval_mode, forward
 
 
 def count_flops(model: nn.Module, inputs: Any) -> int:
-    """Return the FLOPs (2 x MACs) for one sample, as torch.utils.flop_counter counts them."""
+    """Return the FLOPs (2 x MACs) for one sample, as torch.utils.flop_counter counts them.
+
+    Layers whose cost depends on their input count as dense.
+    """
     counter = FlopCounterMode(display=False)
     # no_grad, not inference_mode: the counter does not see the calls of inference tensors
-    with eval_mode(model), torch.no_grad(), counter:
+    with eval_mode(model), as_dense(model), torch.no_grad(), counter:
         forward(model, inputs)
     return int(counter.get_total_flops()) // batch_length(inputs)
 
@@ -46,7 +50,7 @@ def count_sparse_flops(model: nn.Module, inputs: Any, flops: int) -> int:
     if not handles:
         return flops
     try:
-        with eval_mode(model), torch.no_grad():
+        with eval_mode(model), as_dense(model), torch.no_grad():
             forward(model, inputs)
     finally:
         for handle in handles:

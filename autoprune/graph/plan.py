@@ -210,8 +210,11 @@ def _kinds(traced: Traced, solved: Components) -> dict[int, str]:
     kinds: dict[int, str] = {}
     for labels, kind in traced.relations.kinds:
         for root in np.unique(solved.roots[labels]).tolist():
-            if solved.grid[root]:
-                kinds.setdefault(root, kind)
+            # Batch and heads may have been merged: then the heads are the one factor that can be cut.
+            parts = solved.parts.get(root, ())
+            found = parts[0] if len(parts) == 1 else root
+            if solved.grid[found]:
+                kinds.setdefault(found, kind)
     return kinds
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
+import numpy as np
 from torch import nn
 
 from autoprune.graph.labels import Axis, IntArray, Labels, Value, Why
@@ -48,6 +49,7 @@ class Operation:
     shapes: tuple[tuple[int, ...], ...]
     pointwise: bool = False
     origin: Origin | None = None
+    unused: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -126,6 +128,8 @@ class Relations:
     opaque: dict[str, tuple[int, Why]] = field(default_factory=dict)
     unsupported: dict[str, None] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
+    state: Mapping[str, Value] = field(default_factory=dict)
+    packed: dict[str, IntArray] = field(default_factory=dict)
     counting: bool = True
 
     def tie(self, first: Axis, second: Axis, op: Operation, reason: str) -> Axis:
@@ -136,6 +140,17 @@ class Relations:
         """Lock every axis of a tensor."""
         for axis in value.axes:
             self.labels.lock(axis, why)
+
+    def part_of(self, value: Value | None) -> Value | None:
+        """The parameter that this value is some rows of, along axis 0 and with all else as it is."""
+        if value is None or value.source is not None or not value.axes or value.axes[0] is None:
+            return None
+        for whole in self.state.values():
+            rows = whole.axes[0] if len(whole.shape) == len(value.shape) else None
+            if rows is not None and rows[0] <= value.axes[0][0] <= rows[-1]:
+                same = (_same(a, b) for a, b in zip(value.axes[1:], whole.axes[1:], strict=True))
+                return whole if np.isin(value.axes[0], rows).all() and all(same) else None
+        return None
 
     def computed(self, weight: Value, out_axis: int, op: Operation) -> None:
         """Lock a weight that is no parameter itself, and note the layer as one that nobody can cut."""
@@ -261,3 +276,7 @@ class Relations:
         if self.counting:
             self.flops[weight.source] = self.flops.get(weight.source, 0.0) + 2.0 * positions
             self.readings.setdefault(weight.source, []).append(reading)
+
+
+def _same(first: Axis, second: Axis) -> bool:
+    return first is not None and second is not None and np.array_equal(first, second)

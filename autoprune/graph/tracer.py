@@ -45,6 +45,7 @@ def trace_relations(model: nn.Module, inputs: Inputs) -> Traced:
     names, state, owners = _state(model)
     rel = Relations(dict(model.named_modules()), owners, batch_size(inputs))
     values = {name: Value(tuple(t.shape), tuple(rel.labels.new(n) for n in t.shape), name) for name, t in state.items()}
+    rel.state = values
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -198,7 +199,7 @@ def _call(node: torch.fx.Node, seen: dict[torch.fx.Node, Any], rel: Relations) -
     if getattr(node.target, "__name__", "") == "getitem":
         sequence, index = cast("tuple[Any, Any]", torch.fx.node.map_arg(node.args, lambda n: seen[n]))
         return sequence[index]
-    op = _operation(node, seen)
+    op = _operation(node, seen, rel)
     for value in op.values():
         if value.source is not None:
             rel.read.add(value.source)
@@ -214,7 +215,7 @@ def _call(node: torch.fx.Node, seen: dict[torch.fx.Node, Any], rel: Relations) -
     return fake
 
 
-def _operation(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> Operation:
+def _operation(node: torch.fx.Node, seen: dict[torch.fx.Node, Any], rel: Relations) -> Operation:
     args = cast("tuple[object, ...]", torch.fx.node.map_arg(node.args, lambda n: seen[n]))
     kwargs = cast("dict[str, object]", torch.fx.node.map_arg(node.kwargs, lambda n: seen[n]))
     schema = getattr(node.target, "_schema", None)
@@ -244,15 +245,24 @@ def _operation(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> Operation
         arguments=arguments,
         shapes=tuple(tuple(item.shape) for item in tensors),
         pointwise=torch.Tag.pointwise in getattr(node.target, "tags", ()),
-        origin=_query_origin(node, seen),
+        origin=_query_origin(node, scopes, seen, rel),
+        unused=not node.users,
     )
 
 
-def _query_origin(node: torch.fx.Node, seen: dict[torch.fx.Node, Any]) -> Origin | None:
+def _query_origin(
+    node: torch.fx.Node, scopes: tuple[str, ...], seen: dict[torch.fx.Node, Any], rel: Relations
+) -> Origin | None:
     """Only attention asks where its first argument comes from."""
-    if _name(node.target) != "scaled_dot_product_attention" or not isinstance(node.args[0], torch.fx.Node):
+    name, module = _name(node.target), rel.modules.get(scopes[-1]) if scopes else None
+    if isinstance(module, torch.nn.MultiheadAttention) and name in ("bmm", "baddbmm"):
+        # With its weights computed: queries, which it scales, times keys. Weights times values come from a softmax.
+        query = node.args[-2]
+    elif name == "scaled_dot_product_attention":
+        query = node.args[0]
+    else:
         return None
-    return origins.origin(node.args[0], seen)
+    return origins.origin(query, seen, rel) if isinstance(query, torch.fx.Node) else None
 
 
 def _target(target: Any) -> str:

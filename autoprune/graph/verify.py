@@ -70,19 +70,13 @@ def _repaired(
     trial = _Trial(structure, bench, draw)
     if (problem := trial.problem(structure.names)) is None:
         return structure, {}
-    likely, last = structure, trial
+    likely = structure
     # All groups at once first: most often one kind of module is to blame, and this takes a few tries only.
     while problem is not None and (resized := _resized(likely, model, [problem], hints)) != likely.resized:
         likely = dataclasses.replace(likely, resized=resized)
-        last = _Trial(likely, bench, draw)
-        problem = last.problem(likely.names)
+        problem = _Trial(likely, bench, draw).problem(likely.names)
     if problem is None:
         return likely, {}
-    if likely.resized != structure.resized:
-        # What is left is mostly of another kind. Resizing is given up only where it breaks more than it mends.
-        left = _culprits(last, model)
-        if 2 * len(left) <= len(structure.names):
-            return likely, left
     found = _culprits(trial, model)
     resized = _resized(likely, model, list(found.values()), {name: hints[name] for name in found if name in hints})
     if resized != structure.resized:

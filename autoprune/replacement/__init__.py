@@ -1,4 +1,4 @@
-"""Replacements give some of the units that a cut affects a cheaper form, instead of removing them."""
+"""Replacements give units that a cut affects, or whole layers, a cheaper form instead of removing them."""
 
 from autoprune.replacement._bands import Bands, rows_by_layer
 from autoprune.replacement._base import Replacement

@@ -19,9 +19,16 @@ class Replacement(Method):
 
     Of the units that a cut affects, the part `share`, the highest scored, takes this form. A layer is exchanged for one
     that computes some of its output rows in the cheaper way; `rows` are their indices, ascending.
+
+    A method with `whole` set takes no part in cuts: it exchanges whole layers at the end of a trial, all rows of each.
     """
 
     room: ClassVar[str] = "replacement"
+    whole: ClassVar[bool] = False
+
+    def layers(self, model: nn.Module) -> list[tuple[str, Replacement]]:
+        """Return the layers of a finished model that a `whole` method exchanges, with what it exchanges each by."""
+        return []
 
     @property
     @abstractmethod

@@ -29,6 +29,7 @@ _MARGIN = 0.08
 _AXES = {
     "flops_fraction": "FLOPs, % of the base model",
     "sparse_flops_fraction": "sparse FLOPs (were zeros skipped), % of the base model",
+    "dynamic_flops_fraction": "dynamic FLOPs (measured, depend on the input), % of the base model",
 }
 
 

@@ -41,8 +41,8 @@ def flops_fraction(trial: TrialRecord) -> float:
 
 
 def axis_of(objectives: Sequence[str]) -> str:
-    """Return the metric on the cost axis: FLOPs of dense kernels, or sparse FLOPs where only those are an objective."""
-    return METRIC_OF["sparse_flops" if "sparse_flops" in objectives and "flops" not in objectives else "flops"]
+    """Return the metric on the cost axis: FLOPs of dense kernels, or another kind where only that is an objective."""
+    return METRIC_OF[next((o for o in ("flops", "sparse_flops", "dynamic_flops") if o in objectives), "flops")]
 
 
 def has_sparsity(trials: Sequence[TrialRecord]) -> bool:

@@ -14,13 +14,14 @@ METRIC_OF: Mapping[str, str] = {
     "accuracy": "accuracy",
     "flops": "flops_fraction",
     "sparse_flops": "sparse_flops_fraction",
+    "dynamic_flops": "dynamic_flops_fraction",
     "params": "params_fraction",
     "latency": "latency_ms",
     "certified_error": "certified_error",
 }
 """Objective to the metric that holds its value."""
 
-COSTS = ("flops", "sparse_flops", "params", "latency", "certified_error")
+COSTS = ("flops", "sparse_flops", "dynamic_flops", "params", "latency", "certified_error")
 _OF_FINISHED = frozenset({"certified_error"})
 
 

@@ -9,7 +9,8 @@ A space is YAML that mirrors the recipe. At every place stands one of
     {choose: [.., ..]}                   one of these; entries for a part may have searched hyperparameters themselves
 
 Hyperparameters that have a value per group or layer become one dimension each; a mapping from names or globs to any of
-the above treats them apart. A space may also be a function, `package.module:function(trial) -> Recipe`.
+the above treats them apart, and a range with `shared: true` is one dimension, whose number all of them have. A space
+may also be a function, `package.module:function(trial) -> Recipe`.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ _FROM_STUDY = {
     "epochs": "the study's `rungs` say how long trials train",
 }
 _RANGE_KEYS = frozenset({"low", "high", "log", "step"})
+_SHARED = "shared"
 _PROBES = 32
 
 
@@ -270,6 +272,8 @@ def _method(place: _Place, room: str, spec: Any, label: str | None) -> Part:
 def _hyperparameter(place: _Place, declared: Hyperparameter, spec: Any, room: str, method: str) -> Node:
     if not isinstance(declared, PerItem):
         return _leaf(place, declared, spec)
+    if isinstance(spec, Mapping) and spec.get(_SHARED) is True:  # a mapping below a module `shared` is not that
+        return _leaf(place, declared.value, {key: value for key, value in spec.items() if key != _SHARED})
     if isinstance(spec, Mapping) and not _is_leaf(spec):
         nodes = {str(key): _leaf(place.at(key), declared.value, inner) for key, inner in spec.items()}
     elif spec == "search" or isinstance(spec, Mapping):
@@ -310,9 +314,10 @@ def _options(place: _Place, values: Sequence[Any]) -> Choose | Fixed:
 
 
 def _range(place: _Place, declared: Real | Integer, spec: Mapping[str, Any]) -> Range:
+    also = ", and shared: true where every group or layer has a value" if _SHARED in spec else ""
     unknown = set(spec) - _RANGE_KEYS
     if unknown or not {"low", "high"} <= set(spec):
-        raise BadRecipe(f"{place}: a range has low and high, and may have log and step; got {dict(spec)}")
+        raise BadRecipe(f"{place}: a range has low and high, and may have log and step{also}; got {dict(spec)}")
     low, high = (_check(place.inside(end), declared, spec[end]) for end in ("low", "high"))
     step = spec.get("step")
     log = spec.get("log", declared.log and step is None)

@@ -24,7 +24,7 @@ from autoprune.settings import TrialSettings
 from autoprune.specs import DataSpec, ModelSpec, Spec, TaskSpec, TrainSpec
 from autoprune.validation import validated
 
-Objective = Literal["accuracy", "flops", "sparse_flops", "params", "latency", "certified_error"]
+Objective = Literal["accuracy", "flops", "sparse_flops", "dynamic_flops", "params", "latency", "certified_error"]
 SamplerName = Literal["tpe", "nsga2", "gp", "random"]
 ExecutorName = Literal["inline", "local", "ray", "replay"]
 

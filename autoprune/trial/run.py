@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from autoprune.compressed import Compressed, Factor, Implant, factorise, implant
+from autoprune.compressed import Compressed, Factor, Implant, exchange, factorise, implant
 from autoprune.evidence import ModelEvidence
 from autoprune.lowrank import LowRankContext
 from autoprune.masks import zero
@@ -121,6 +121,9 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
     cost += settle(state.model, recipe, bench, seed)
     # a recovery that gives weights new values knows nothing of masks
     zero(state.model, sparse.masks)
+    if recipe.replacement is not None and recipe.replacement.whole:
+        implants = exchange(state.model, recipe.replacement)
+        remark = (f"{recipe.replacement.name}: {len(implants)} layers exchanged",)
     selection = bench.base.structure.selection(state.kept, state.skipped)
     return Prepared(
         compressed=Compressed(
@@ -199,7 +202,7 @@ def _implanted(
     recipe: Recipe, bench: Bench, state: State, units: Mapping[str, list[int]]
 ) -> tuple[tuple[Implant, ...], tuple[str, ...]]:
     """Give units their cheaper form, in place. Return what was exchanged, and a note about it."""
-    if recipe.replacement is None:
+    if recipe.replacement is None or recipe.replacement.whole:
         return (), ()
     found = implant(state.model, state.structure, recipe.replacement, units)
     bench.laid_out(state.model)

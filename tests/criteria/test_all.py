@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from autoprune import rooms
 from autoprune.criteria import Criterion
+from autoprune.errors import NotApplicable
 from autoprune.evidence import ModelEvidence, Source
 from autoprune.graph import Group, Structure, trace
 from autoprune.trial import Bench
 
 NAMES = rooms.names("criteria")
 DRAWN = ("random", "hap")  # numbers drawn for a place stay there when the units change places
+Look = Callable[[nn.Module, Tensor], tuple[Structure, ModelEvidence]]
 MakeEvidence = Callable[[nn.Module, Structure, int], ModelEvidence]
 
 
@@ -105,3 +107,45 @@ def test_scores_stay_finite_with_dead_units(name: str, digits_bench: Bench, evid
     dead = structure.mask(model, {group.name: range(1, group.size)})
     score = criterion(name).score(group, evidence_for(dead, structure, 0))
     assert bool(torch.isfinite(score).all())
+
+
+def small(dtype: torch.dtype) -> nn.Module:
+    """Two convolutions with norms and a stream; in half precision everything is, norms too."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6)
+            self.conv2, self.bn2 = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.bn1(self.conv1(x)))
+            x = torch.relu(x + self.bn2(self.conv2(x)))
+            return cast(Tensor, self.head(x.mean(dim=(2, 3))))
+
+    model = Small().to(dtype)
+    with torch.no_grad():
+        for norm in (model.bn1, model.bn2):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.2, 0.2)
+    return model
+
+
+@pytest.mark.parametrize("count", [1, 5], ids=["one sample", "samples"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float", "half"])
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_are_finite_in_half_precision_and_for_a_single_sample(
+    name: str, dtype: torch.dtype, count: int, look: Look
+) -> None:
+    structure, evidence = look(small(dtype), torch.randn(count, 2, 5, 5).to(dtype))
+    assert structure.groups
+    for group in structure.groups:
+        try:
+            score = criterion(name).score(group, evidence)
+        except NotApplicable as reason:
+            assert "samples" in str(reason)  # noqa: PT017 - fewer samples than it needs, and it says so
+            continue
+        assert score.shape == (group.size,)
+        assert bool(torch.isfinite(score).all())
+        assert count == 1 or len(score.unique()) > 1  # nothing varies over one sample

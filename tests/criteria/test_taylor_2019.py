@@ -138,3 +138,21 @@ def test_ranks_as_the_measured_loss_change_does() -> None:
 def spearman(a: Tensor, b: Tensor) -> float:
     ranks = [x.double().argsort().argsort().double() for x in (a, b)]
     return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
+def test_with_batch_statistics_filters_in_front_of_a_norm_say_nothing_and_gates_behind_it_do() -> None:
+    """A norm undoes the scale of a filter: sum of w dL/dw is zero up to its eps, so that units are scored behind it."""
+    model = _Plain().double().train()
+    images, labels = torch.randn(32, 3, 6, 6, dtype=torch.float64), torch.arange(32) % 4
+    F.cross_entropy(model(images), labels).backward()
+    for conv, norm in ((model.conv1, model.bn1), (model.conv2, model.bn2)):
+        assert conv.weight.grad is not None
+        assert norm.weight.grad is not None
+        assert norm.bias.grad is not None
+        products = (conv.weight * conv.weight.grad).detach().flatten(1)
+        assert (products.sum(dim=1).abs() < 1e-2 * products.square().sum(dim=1).sqrt()).all()
+        gates = (norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).detach().abs()
+        assert gates.min() > 10 * products.sum(dim=1).abs().max()
+    _, evidence = evidence_of(model, data_of(images, labels), batches=1, size=32)
+    for group in evidence.structure.groups:
+        assert (Taylor2019().score(group, evidence) > 0).all()

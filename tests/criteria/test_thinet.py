@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from autoprune.criteria.thinet import Thinet, greedy_choice, greedy_removal
 from autoprune.errors import NotApplicable
 from autoprune.evidence import ModelEvidence
-from autoprune.graph import Structure
+from autoprune.graph import Structure, trace
+from autoprune.models import build_model
 
 Look = Callable[[nn.Module, Tensor], tuple[Structure, ModelEvidence]]
 
@@ -126,3 +128,29 @@ def test_without_a_reader_it_does_not_apply(look: Look) -> None:
     structure, evidence = look(model, torch.randn(16, 1, 1, 1, 1))
     with pytest.raises(NotApplicable, match="group '0' is read by no linear layer"):
         Thinet().score(structure.group("0"), evidence)
+
+
+@pytest.mark.parametrize(
+    ("widths", "params", "flops"),
+    [
+        ((44, 89, 179, 358), 16.95e6, 5.203e9),
+        ((32, 64, 128, 256), 12.38e6, 3.644e9),
+        ((19, 38, 76, 153), 8.67e6, 2.333e9),
+    ],
+)
+def test_published_sizes_of_resnet_50(widths: tuple[int, ...], params: float, flops: float) -> None:
+    """Inner widths of every stage; FLOPs with the stride where torchvision has it."""
+    structure = resnet_50()
+    keep = {
+        f"layer{stage + 1}.{block}.{conv}": list(range(widths[stage]))
+        for stage, blocks in enumerate((3, 4, 6, 3))
+        for block in range(blocks)
+        for conv in ("conv1", "conv2")
+    }
+    assert structure.params(keep) == pytest.approx(params, abs=5e3)
+    assert structure.flops(keep) == pytest.approx(flops, abs=5e5)
+
+
+@functools.cache
+def resnet_50() -> Structure:
+    return trace(build_model({"name": "resnet50"}), torch.zeros(1, 3, 224, 224), verify=False)

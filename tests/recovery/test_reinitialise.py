@@ -51,10 +51,16 @@ def test_new_weights_come_once_behind_the_last_of_several_cuts(
     assert widths == [sum(p.numel() for p in prepared.compressed.model.parameters())]
 
 
-def test_low_rank_factors_are_made_of_the_new_weights(digits_bench: Bench) -> None:
+def test_low_rank_factors_start_anew_by_their_own_rule(digits_bench: Bench) -> None:
     recipe = scratch(low_rank={"name": "svd", "rank_fraction": 0.5}, target={"flops_fraction": 0.35})
-    prepared = prepare(recipe, digits_bench, 0)
-    assert prepared.compressed.factors
+    compressed = prepare(recipe, digits_bench, 0).compressed
+    assert compressed.factors
+    for factor in compressed.factors:
+        for part in compressed.model.get_submodule(factor.layer).children():
+            weight = part.get_parameter("weight").detach()
+            bound = (1 / weight[0].numel()) ** 0.5
+            assert weight.abs().max() <= bound
+            assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.3)
 
 
 def test_it_cannot_run_on_its_own(network: Any, make_context: Any) -> None:

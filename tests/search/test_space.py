@@ -67,6 +67,23 @@ def test_per_item_hyperparameters_have_a_dimension_each():
     }
 
 
+def test_a_shared_range_is_one_number_for_all_items():
+    keep = {"low": 0.25, "high": 0.75, "shared": True}
+    made = space(allocation={"name": "per_group", "keep_fraction": keep})
+    assert names(made) == ["allocation.per_group.keep_fraction"]
+    recipe, params = drawn(made)
+    assert recipe.allocation.keep_fraction == params["allocation.per_group.keep_fraction"]
+    assert made.encode(recipe, ITEMS) == params
+    uneven = recipe.plain() | {"allocation": {"name": "per_group", "keep_fraction": {"stem": 0.5, "*": 0.6}}}
+    assert made.encode(Recipe.parse(uneven), ITEMS) is None
+
+
+def test_shared_is_refused_where_there_is_nothing_to_share():
+    lr = {"low": 0.01, "high": 0.05, "shared": True}
+    with pytest.raises(BadRecipe, match="shared: true where every group or layer has a value"):
+        space(recovery=[{"name": "finetune", "lr": lr}])
+
+
 def test_per_item_globs_are_treated_apart():
     spec = {"stem": 0.9, "block1.*": {"low": 0.2, "high": 0.4}}
     made = space(allocation={"name": "per_group", "keep_fraction": spec})
@@ -262,3 +279,19 @@ def test_a_regulariser_is_one_choice_among_none_and_its_methods() -> None:
     assert plain is not None
     assert plain["regulariser"] == "none"
     assert ("regularisers", "greg_2") in space.methods()
+
+
+def test_everything_offers_every_kind_of_choice_and_they_combine():
+    made = load_space("everything")
+    assert {room for room, _ in made.methods()} == set(rooms.ROOMS) - {"quantisation"}
+    seen, together = set(), 0
+    for seed in range(200):
+        recipe = drawn(made, seed=seed)[0]
+        kinds = {k for k in ("depth", "regulariser", "low_rank", "sparsity", "replacement") if getattr(recipe, k)}
+        seen |= {(k, getattr(recipe, k).name) for k in kinds}
+        together = max(together, len(kinds))
+    assert {name for kind, name in seen if kind == "regulariser"} == (
+        set(rooms.names("regularisers")) - {"certified"}  # gives accuracy away for an objective of its own
+    )
+    assert {name for kind, name in seen if kind == "low_rank"} == set(rooms.names("lowrank"))
+    assert together == 5

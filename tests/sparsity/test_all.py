@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -95,6 +97,75 @@ def test_training_afterwards_keeps_exactly_as_many_zeros(name: str, make_context
     assert not all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
     if name != "rigl":
         assert all(torch.equal(hook.masks[n], mask) for n, mask in found.masks.items())
+
+
+class Watching:
+    """Trains as a context does, and looks at masks, weights and momentum after every step."""
+
+    def __init__(self, train: Any) -> None:
+        self._train = train
+        self.trainings: list[list[masks.Masks]] = []
+        self.all_zero = True
+
+    def __call__(self, model: nn.Module, epochs: float, hook: Hold, *purpose: str | int) -> None:
+        seen: list[masks.Masks] = []
+        self.trainings.append(seen)
+        plain = hook.after_step
+
+        def after_step(step: int) -> None:
+            plain(step)
+            seen.append({name: mask.clone() for name, mask in hook.masks.items()})
+            for name, mask in hook.masks.items():
+                state = hook._optimizer.state.get(hook.weights[name], {})  # type: ignore[union-attr]
+                for value in (hook.weights[name].detach(), state.get("momentum_buffer")):
+                    self.all_zero &= value is None or not bool(value[~mask].any())
+
+        hook.after_step = after_step  # type: ignore[method-assign]
+        self._train(model, epochs, hook, *purpose)
+
+
+RETURNING = ("rigl", "scl")  # whose papers let weights come back
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_at_every_step_masked_weights_and_their_momentum_are_zero_and_stay_so(
+    name: str, make_context: MakeContext
+) -> None:
+    model, context, method = network(), make_context(), sparsity(name, sparsity=0.8, epochs=2)
+    watching = Watching(context.train)
+    found = method.sparsify(model, dataclasses.replace(context, train=watching))
+    inside = len(watching.trainings)
+    watching(model, 2.0, method.hold(found.masks, seed=3))
+    assert watching.all_zero
+    assert len(watching.trainings[-1]) == 16
+    held = masks.count(found.masks)
+    assert all(masks.count(step) == held for step in watching.trainings[-1])
+    for number, steps in enumerate(watching.trainings):
+        if name in RETURNING and (number < inside or name == "rigl"):
+            continue
+        for earlier, later in itertools.pairwise(steps):
+            assert not any(bool((later[n] & ~earlier[n]).any()) for n in later)
+
+
+PATTERNED = [name for name in NAMES if "pattern" in rooms.build("sparsity", name).config()]
+
+
+@pytest.mark.parametrize("name", PATTERNED)
+@pytest.mark.parametrize(("pattern", "n", "m"), [("2_of_4", 2, 4), ("1_of_4", 1, 4), ("4_of_8", 4, 8)])
+def test_every_score_can_keep_to_a_pattern(name: str, pattern: str, n: int, m: int, make_context: MakeContext) -> None:
+    model, ends = network(), {"ends": "sparse"}
+    method = sparsity(name, sparsity=1 - n / m, pattern=pattern, **ends)
+    found = method.sparsify(model, make_context())
+    fitting = {k: mask for k, mask in found.masks.items() if mask.shape[1] % m == 0}
+    assert set(found.masks) - set(fitting) == ({"0.weight"} if m == 8 else set())
+    for mask in fitting.values():
+        assert set(mask.movedim(1, -1).reshape(-1, m).sum(dim=1).tolist()) == {n}
+    make_context().train(model, 1.0, method.hold(found.masks, seed=0))
+    assert zeros_are_masked(model, found.masks)
+
+
+def test_patterns_are_for_the_methods_that_rank_weights() -> None:
+    assert {"magnitude", "snip", "han_2015", "drive", "grow_and_prune"} <= set(PATTERNED)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -33,6 +33,8 @@ def apply(op: Operation, rel: Relations, results: tuple[Value, ...]) -> None:
         module = rel.modules.get(scope)
         if module is None:
             continue
+        if isinstance(module, nn.MultiheadAttention) and op.name == "linear" and scope == op.module:
+            multihead_attention.relate(module, op, rel)
         for adapter in ADAPTERS:
             for attribute, labels in adapter(module, op, results[0]):
                 rel.counter(scope, attribute, labels, op)

@@ -9,8 +9,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from autoprune.graph.relations import Operation, Relations
+
+
+def relate(module: nn.MultiheadAttention, op: Operation, rel: Relations) -> None:
+    """Let queries, keys and values from one packed weight lose the same rows: `forward` divides it into equal parts."""
+    weight = op.value("weight")
+    labels = weight.axes[0]
+    if labels is None or weight.source is not None or len(labels) != module.embed_dim:
+        return
+    first = rel.packed.setdefault(op.module, labels)
+    if first is not labels:
+        rel.tie(first, labels, op, "one of three equal parts of a weight")
 
 
 def forward(

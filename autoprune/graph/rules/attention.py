@@ -25,6 +25,8 @@ def matmul(op: Operation, rel: Relations) -> tuple[Value, ...]:
     rows, columns = first.axes[-2], second.axes[-1]
     sizes = (*op.shape[:-2], op.shape[-2], op.shape[-1], first.shape[-1])
     _note(op, rel, batch, [inner, columns])
+    if op.origin is not None:
+        rel.rescale(first, op)
     rel.product(op, sizes, (*batch, rows, columns, inner))
     out = Value(op.shape, (*batch, rows, columns))
     if op.name == "baddbmm":

@@ -20,7 +20,7 @@ def reduce(op: Operation, rel: Relations) -> tuple[Value, ...]:
     axes: list[Axis] = []
     for axis, labels in enumerate(value.axes):
         if axis in dims:
-            if op.name not in _ZEROS_DO_NOT_COUNT:
+            if op.name not in _ZEROS_DO_NOT_COUNT and not op.unused:
                 rel.labels.lock(labels, op.why("combines all channels"))
             axes.extend([None] if keepdim else [])
         else:

@@ -88,6 +88,16 @@ class DynamicCost:
     products: float
     share: float
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The cost as plain numbers, as records and artefacts keep them."""
+        return {
+            "dynamic_flops": self.mean,
+            "dynamic_flops_spread": self.spread,
+            "dynamic_flops_without_overhead": self.products,
+            "channel_share": self.share,
+        }
+
 
 def dynamic_cost(tallies: dict[str, Tally], dense: int) -> DynamicCost | None:
     """Return what a model of so many dense FLOPs cost on the samples seen; None where no dynamic layer was called."""

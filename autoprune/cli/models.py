@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoprune.cli import common
-from autoprune.cli.outcomes import plain_outcome, print_outcome, size, sparse_rows
+from autoprune.cli.outcomes import dynamic_rows, plain_outcome, print_outcome, size, sparse_rows
 from autoprune.errors import BadInput
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def evaluate(
     if recorded is not None:
         rows.append([f"{found['metric']} recorded by the study (validation)", percent(recorded)])
     rows += [["FLOPs", human(found["flops"])], ["parameters", human(found["params"])]]
-    rows += sparse_rows(found["sparsity"], found["sparse_flops"])
+    rows += sparse_rows(found["sparsity"], found["sparse_flops"]) + dynamic_rows(found)
     if latency:
         rows.append(["latency", f"{found['latency_ms']:.3f} ms"])
     if certify is not None:

@@ -70,9 +70,10 @@ def dynamic_rows(metrics: Mapping[str, float]) -> list[list[str]]:
     if "channel_share" not in metrics:
         return []
     mean, spread = (human(metrics[name]) for name in ("dynamic_flops", "dynamic_flops_spread"))
-    share = 100 * metrics["dynamic_flops_fraction"]
+    part = metrics.get("dynamic_flops_fraction")
+    share = "" if part is None else f" ({100 * part:.1f} % of the base model)"
     return [
-        ["dynamic FLOPs, measured", f"{mean} ± {spread} over samples ({share:.1f} % of the base model)"],
+        ["dynamic FLOPs, measured", f"{mean} ± {spread} over samples{share}"],
         ["dynamic FLOPs without overhead", human(metrics["dynamic_flops_without_overhead"])],
         ["channels left in hashed layers", percent(metrics["channel_share"])],
     ]

@@ -55,13 +55,19 @@ class Hashed(nn.Conv2d, Dynamic):
             return super().forward(x)
         if x.dim() == 3:
             return self.forward(x[None])[0]
+        # a trace has no number of samples to divide
+        whole = torch.compiler.is_compiling() or x.shape[0] <= self._at_once(x)
+        parts = [self.merged(part) for part in ([x] if whole else torch.split(x, self._at_once(x)))]
+        if self.tally is not None:
+            self._count(self.tally, torch.cat([part.buckets for part in parts]), *self._sizes(x))
+        return torch.cat([part.outputs for part in parts])
+
+    def _at_once(self, x: Tensor) -> int:
+        """Return how many samples may be merged together."""
         height, width = self._sizes(x)
         numbers = self.in_channels * (math.prod(self.planes.shape[:2]) + self.planes.shape[2] + self.in_channels)
         tiles = math.ceil(height / self._tile) * math.ceil(width / self._tile)
-        parts = [self.merged(part) for part in torch.split(x, max(1, _CHUNK // (numbers * tiles)))]
-        if self.tally is not None:
-            self._count(self.tally, torch.cat([part.buckets for part in parts]), height, width)
-        return torch.cat([part.outputs for part in parts])
+        return max(1, _CHUNK // (numbers * tiles))
 
     def merged(self, x: Tensor) -> Merged:
         """Convolve (N, C, H, W) with the channels of every bucket at their mean."""
@@ -78,8 +84,8 @@ class Hashed(nn.Conv2d, Dynamic):
         flat = means.reshape(-1, self.in_channels, rows, columns)
         made = F.conv2d(flat, self.weight, self.bias, self.stride, 0, self.dilation)
         side, long = made.shape[-2:]
-        grid = made.view(len(x), *tiles, self.out_channels, side, long).permute(0, 3, 1, 4, 2, 5)
-        whole = grid.reshape(len(x), self.out_channels, tiles[0] * side, tiles[1] * long)
+        grid = made.view(x.shape[0], *tiles, self.out_channels, side, long).permute(0, 3, 1, 4, 2, 5)
+        whole = grid.reshape(x.shape[0], self.out_channels, tiles[0] * side, tiles[1] * long)
         buckets = (1 / sizes).sum(dim=-1).round()
         return Merged(whole[..., :height, :width].contiguous(), buckets)
 

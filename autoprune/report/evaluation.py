@@ -58,11 +58,13 @@ def evaluate_artefact(
 
     samples: at most that many of each split, the same every time. latency: also time one forward pass of a batch of
     one. certify_at: also certify 200 samples of the last split at this epsilon. A split that the data lacks is None.
+    Dynamic FLOPs are of the last split measured.
     Raises BadInput, WrongArtefact, BadData, NotApplicable for a network that cannot be certified.
     """
     from autoprune import artefact
     from autoprune.certified.verify import certify
     from autoprune.cost import count_flops, count_params, count_sparse_flops, latency_ms, sparsity_of
+    from autoprune.dynamic import dynamic_cost, tallied
     from autoprune.settings import TrialSettings
     from autoprune.tasks import evaluate
 
@@ -70,21 +72,25 @@ def evaluate_artefact(
     model = artefact.load(folder)
     data, task = artefact_setting(folder, overrides or {})
     place = TrialSettings(device=device).torch_device()
+    one, _ = next(data.validation.batches(1, limit=1, device=place))
+    flops, dynamic = count_flops(model.to(place), one), None
     found: dict[str, Any] = {}
     for name in splits:
         split = getattr(data, name)
         if split is None and len(splits) == 1:
             raise BadData(f"data {data.name!r} has no {name} split")
-        measured = None if split is None else evaluate(model, split, task, batch_size, limit=samples, device=place)
+        with tallied(model) as tallies:
+            measured = None if split is None else evaluate(model, split, task, batch_size, limit=samples, device=place)
+        dynamic = dynamic_cost(tallies, flops) or dynamic
         found[name] = measured and {
             "accuracy": measured.accuracy,
             "loss": measured.loss,
             "count": measured.count,
         }
-    one, _ = next(data.validation.batches(1, limit=1, device=place))
-    model.to(place)
-    found |= {"flops": count_flops(model, one), "params": count_params(model)}
-    found |= {"sparse_flops": count_sparse_flops(model, one, found["flops"]), "sparsity": sparsity_of(model)}
+    found |= {"flops": flops, "params": count_params(model)}
+    found |= {"sparse_flops": count_sparse_flops(model, one, flops), "sparsity": sparsity_of(model)}
+    if dynamic is not None:
+        found |= dynamic.metrics
     if latency:
         found["latency_ms"] = latency_ms(model, one)
     if certify_at is not None:

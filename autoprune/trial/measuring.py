@@ -56,11 +56,7 @@ def metrics_of(measured: Measurement) -> dict[str, float]:
         "dynamic_flops_fraction",
     )
     found = {name: float(getattr(measured, name)) for name in names}
-    if measured.dynamic is not None:
-        found["dynamic_flops_spread"] = measured.dynamic.spread
-        found["dynamic_flops_without_overhead"] = measured.dynamic.products
-        found["channel_share"] = measured.dynamic.share
-    return found
+    return found | (measured.dynamic.metrics if measured.dynamic is not None else {})
 
 
 def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measurement:

@@ -243,3 +243,10 @@ def test_values_of_every_bucket_share_one_mean() -> None:
     values = torch.tensor([[1.0, 5.0], [3.0, 7.0], [-9.0, -9.0]])
     codes: Tensor = hash_codes(values, torch.ones(2, 1))
     assert codes.tolist() == [1, 1, 0]
+
+
+def test_it_exports_for_any_number_of_samples() -> None:
+    made, x = hashed(conv(16, 4, 3, padding=1), planes=3, tile=4), torch.randn(2, 16, 7, 7, dtype=torch.float64)
+    program = torch.export.export(made, (x,), dynamic_shapes={"x": {0: torch.export.Dim("n")}})
+    more = torch.randn(5, 16, 7, 7, dtype=torch.float64)
+    torch.testing.assert_close(program.module()(more), made(more))

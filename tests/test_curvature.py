@@ -73,7 +73,7 @@ def test_one_layer_with_squared_loss_is_exact(bias: bool) -> None:
         return SQUARES.loss(padded @ flat.view(3, size).T, targets)
 
     hessian = torch.autograd.functional.hessian(loss, torch.zeros(3 * size, dtype=torch.float64))
-    assert float(found) == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-10)  # type: ignore[arg-type]
+    assert float(found.detach()) == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-10)  # type: ignore[arg-type]
 
 
 def test_one_sample_with_cross_entropy_is_exact() -> None:
@@ -98,7 +98,7 @@ def test_a_convolution_has_the_eigenvalues_of_its_patches() -> None:
     for name in ("0", "2"):
         A, G = factors(model, name, inputs, losses)
         expected = torch.linalg.eigvalsh(A)[-1] * torch.linalg.eigvalsh(G)[-1]
-        assert float(found[name]) == pytest.approx(float(expected), rel=1e-4)
+        assert float(found[name].detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
 def test_the_penalty_has_the_gradient_of_the_radius_in_all_layers() -> None:
@@ -170,7 +170,7 @@ def test_watching_changes_nothing_and_survives_activations_in_place() -> None:
     with watched(factored_layers(model)) as seen:
         output = model(inputs)
     assert torch.equal(output, plain)
-    assert float(seen["0"][0][1].min()) < 0  # before the relu
+    assert float(seen["0"][0][1].detach().min()) < 0  # before the relu
     gradient = torch.autograd.grad(output.sum(), seen["0"][0][1])[0]
     assert gradient.shape == (5, 4)
     assert not model[0]._forward_hooks

@@ -52,8 +52,8 @@ EFFORT: Mapping[Evidence, Effort] = {
     Evidence.INPUT_MOMENTS: Effort(passes=9),
     Evidence.GATE_GRADIENTS: _GRADIENT,
     Evidence.EXAMPLE_GATE_GRADIENTS: _GRADIENT,
-    # single samples' weight gradients, and products of all pairs of a layer's outputs
-    Evidence.FILTER_GRADIENTS: Effort(passes=9),
+    # products of all pairs of a layer's outputs add less than one pass
+    Evidence.FILTER_GRADIENTS: Effort(passes=4),
     # once with the norms' parameters, once without
     Evidence.UNIT_CURVATURE: Effort(passes=2 * (3 + _AGAIN)),
     Evidence.GAUSS_NEWTON: Effort(passes=3, per_output=2),

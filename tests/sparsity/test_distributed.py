@@ -51,7 +51,8 @@ def start(model: nn.Module) -> Masks:
 
 
 @pytest.mark.slow
-def test_replicas_move_their_masks_alike(tmp_path: Path) -> None:
+def test_replicas_move_their_masks_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # the replicas import this module by its name
     torch.multiprocessing.spawn(replica, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     moved = start(network())

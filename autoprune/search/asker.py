@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from autoprune.search.objectives import Direction
 
-SHOWN_DONE, SHOWN_STOPPED = 256, 256
+SHOWN_DONE, SHOWN_STOPPED = 160, 96
 """How many finished and how many stopped trials a sampler sees at most."""
 _RECENT = 128
 

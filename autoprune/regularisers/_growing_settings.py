@@ -9,7 +9,7 @@ from torch import nn
 from autoprune.fields import again, integer, real
 from autoprune.regularisers._base import Regulariser, RegulariserContext, Shaped
 from autoprune.regularisers._growing import Growth, Pick
-from autoprune.training import train
+from autoprune.regularisers._training import train_in
 from autoprune.training_settings import RateSchedule, TrainingSettings
 
 
@@ -56,15 +56,5 @@ class _Growing(TrainingSettings, Regulariser):
         )
         if not growth.groups:
             return Shaped(trained_samples=0, as_chosen=True)
-        report = train(
-            model,
-            context.data.train,
-            self,
-            task=context.task,
-            samples=growth.most_steps * self.batch_size,
-            seed=context.seed,
-            device=context.device,
-            mixed_precision=context.mixed_precision,
-            hook=growth,
-        )
-        return Shaped(trained_samples=report.samples, as_chosen=True)
+        trained = train_in(context, model, self, growth.most_steps * self.batch_size, hook=growth)
+        return Shaped(trained_samples=trained, as_chosen=True)

@@ -18,7 +18,8 @@ from torch import nn
 from autoprune.certified.training import CertifiedSettings
 from autoprune.fields import real
 from autoprune.regularisers._base import Regulariser, RegulariserContext, Shaped
-from autoprune.training import samples_of, train
+from autoprune.regularisers._training import train_in
+from autoprune.training import samples_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +34,6 @@ class Certified(CertifiedSettings, Regulariser):
             model.eval()
             return Shaped(trained_samples=0)
         samples = samples_of(self.epochs, context.data.train)
-        report = train(
-            model,
-            context.data.train,
-            self,
-            task=context.task,
-            samples=samples,
-            loss=self.certified_loss(model, context.data, context.task, samples),
-            seed=context.seed,
-            device=context.device,
-            mixed_precision=context.mixed_precision,
-        )
-        return Shaped(trained_samples=report.samples)
+        loss = self.certified_loss(model, context.data, context.task, samples)
+        trained = train_in(context, model, self, samples, loss=loss)
+        return Shaped(trained_samples=trained)

@@ -22,7 +22,8 @@ from autoprune.errors import BadRecipe
 from autoprune.fields import choice, real
 from autoprune.graph import Role, Structure
 from autoprune.regularisers._base import Regulariser, RegulariserContext, Shaped
-from autoprune.training import StepHook, samples_of, train
+from autoprune.regularisers._training import train_in
+from autoprune.training import StepHook, samples_of
 from autoprune.training_settings import TrainingSettings
 
 KEPT = "kept"
@@ -56,19 +57,9 @@ class NetworkSlimming(TrainingSettings, Regulariser):
         if self.epochs == 0:
             model.eval()
             return Shaped(trained_samples=0)
-        report = train(
-            model,
-            context.data.train,
-            self,
-            task=context.task,
-            samples=samples_of(self.epochs, context.data.train),
-            seed=context.seed,
-            device=context.device,
-            mixed_precision=context.mixed_precision,
-            decay_all=True,
-            hook=_Signs(scales, self.strength),
-        )
-        return Shaped(trained_samples=report.samples)
+        samples, hook = samples_of(self.epochs, context.data.train), _Signs(scales, self.strength)
+        trained = train_in(context, model, self, samples, hook=hook, decay_all=True)
+        return Shaped(trained_samples=trained)
 
 
 Entries = list[tuple[nn.Parameter, Tensor]]

@@ -35,9 +35,10 @@ from autoprune.graph import Structure
 from autoprune.graph.surgery import ZEROED, tensor_by_name
 from autoprune.masks import Hold, Masks
 from autoprune.regularisers._base import Regulariser, RegulariserContext, Shaped
+from autoprune.regularisers._training import train_in
 from autoprune.seeds import derive_seed
 from autoprune.tasks import eval_mode, forward
-from autoprune.training import samples_of, train
+from autoprune.training import samples_of
 from autoprune.training_settings import TrainingSettings
 
 _CLIP = 5.0
@@ -82,18 +83,8 @@ class SpectralRadius(TrainingSettings, Regulariser):
         looked = min(_LOOKED_AT, len(context.data.train))
         inputs, targets = next(context.data.train.batches(looked, limit=looked, device=context.device))
         before = penalty.radius_of(model, inputs, targets)
-        report = train(
-            model,
-            context.data.train,
-            self,
-            task=context.task,
-            samples=samples_of(self.epochs, context.data.train),
-            seed=context.seed,
-            device=context.device,
-            mixed_precision=context.mixed_precision,
-            loss=penalty,
-            hook=_Pruning(self, context, penalty),
-        )
+        samples, hook = samples_of(self.epochs, context.data.train), _Pruning(self, context, penalty)
+        trained = train_in(context, model, self, samples, loss=penalty, hook=hook)
         after = penalty.radius_of(model, inputs, targets)
         draws = torch.Generator().manual_seed(derive_seed(context.seed, "sharpness"))
         with eval_mode(model):
@@ -102,7 +93,7 @@ class SpectralRadius(TrainingSettings, Regulariser):
             f"spectral_radius: largest eigenvalue of the Hessian {end:.3g} behind the training; {self.penalty} of "
             f"spectral radii {before:.3g} before it and {after:.3g} behind it"
         )
-        return Shaped(trained_samples=report.samples, as_chosen=True, forward_samples=3 * looked, notes=(note,))
+        return Shaped(trained_samples=trained, as_chosen=True, forward_samples=3 * looked, notes=(note,))
 
     def event_steps(self, steps: int) -> dict[int, float]:
         """Return the progress reached by number of steps done; where several events fall on one step, the last."""

@@ -42,14 +42,31 @@ def resize(module: nn.Module, rules: Sequence[Rule], parts: Sequence[PartRule] =
     setattr(module, PARTS_NAME, [(int(rank), int(axis), tuple(old), tuple(new)) for rank, axis, old, new in parts])
 
 
+def resize_around(model: nn.Module) -> None:
+    """Let encoders whose attention was resized do without the nested tensors that it cannot take."""
+    for module in model.modules():
+        if not isinstance(module, nn.TransformerEncoder) or hasattr(module, RULES_NAME):
+            continue
+        if any(isinstance(inner, nn.MultiheadAttention) and hasattr(inner, RULES_NAME) for inner in module.modules()):
+            kind = type(module)
+            resize(module, ())
+            # Code of a subclass asks for it itself.
+            module.use_nested_tensor = module.use_nested_tensor and _forward_for(kind) is not None
+
+
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 """Made once for each class, so that two copies of a model have modules of the same class."""
 
 
 def _resized_class(base: type[nn.Module]) -> type[nn.Module]:
     if base not in _CLASSES:
-        _CLASSES[base] = _made(base, FORWARDS.get(base))
+        _CLASSES[base] = _made(base, _forward_for(base))
     return _CLASSES[base]
+
+
+def _forward_for(base: type[nn.Module]) -> Callable[..., Any] | None:
+    """The forward pass that takes the place of this class's, if it has that of a class of torch."""
+    return next((own for kind, own in FORWARDS.items() if base.forward is kind.forward), None)
 
 
 def _made(base: type[nn.Module], own: Callable[..., Any] | None) -> type[nn.Module]:

@@ -39,7 +39,7 @@ class Rescaling:
 @dataclass(frozen=True, eq=False)
 class Operation:
     """One call of an operator: its name ('conv2d', without overload and in-place mark), place and bound
-    arguments."""
+    arguments. of: name of the operator that computed the first argument."""
 
     name: str
     target: str
@@ -50,6 +50,7 @@ class Operation:
     pointwise: bool = False
     origin: Origin | None = None
     unused: bool = False
+    of: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,6 +131,8 @@ class Relations:
     unsupported: dict[str, None] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     state: Mapping[str, Value] = field(default_factory=dict)
+    means: dict[tuple[str, int, int], Axis] = field(default_factory=dict)
+    responses: dict[tuple[str, int, int], IntArray] = field(default_factory=dict)
     packed: dict[str, IntArray] = field(default_factory=dict)
     counting: bool = True
 

@@ -1,7 +1,7 @@
 """Modules whose code fixes sizes of views, splits and slices: after a cut they ask for the sizes that are left.
 
 Code such as `x.reshape(B, N, C)` with C taken from the input, or `x.split([32, 64], 1)`, cannot follow when channels
-are removed. A module with such code gets a subclass of its own class, whose forward pass runs the same code under a
+are removed; a mean over channels would divide by fewer of them. A module with such code gets a subclass of its own class, whose forward pass runs the same code under a
 mode that corrects these sizes. Verification proves the result like any other cut. The subclass copies and pickles.
 """
 
@@ -28,6 +28,7 @@ PARTS_NAME = "_autoprune_parts"
 _VIEWS: frozenset[Any] = frozenset({Tensor.view, Tensor.reshape, torch.reshape})
 _BY_SIZES: tuple[Any, ...] = (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
 _SPLITS: frozenset[Any] = frozenset(_BY_SIZES)
+_MEANS: frozenset[Any] = frozenset({torch.mean, Tensor.mean})
 _NARROWS: frozenset[Any] = frozenset({torch.narrow, Tensor.narrow})
 
 
@@ -107,6 +108,8 @@ class _Resized(TorchFunctionMode):
             return _split(*args, **kwargs, rules=self.parts)
         elif self.parts and func in _NARROWS:
             return _narrow(*args, **kwargs, rules=self.parts)
+        elif self.parts and func in _MEANS and args:
+            return _mean(func, *args, **kwargs, rules=self.parts)
         elif self.parts and func is Tensor.__getitem__:
             return args[0][sliced(args[1], tuple(args[0].shape), self.parts)]
         return func(*args, **kwargs)
@@ -167,6 +170,24 @@ def _narrow(tensor: Tensor, dim: int, start: Any, length: int, *, rules: Sequenc
         start += whole
     first, last = _range(slice(start, start + length), (tensor.dim(), axis, tensor.shape[axis]), rules)
     return torch.narrow(tensor, dim, first, last - first)
+
+
+def _mean(func: Any, tensor: Tensor, dim: Any = None, *more: Any, rules: Sequence[PartRule], **named: Any) -> Tensor:
+    """With the divisor that the full model has."""
+    dim = named.pop("axis", None) if dim is None else dim
+    given = (dim,) if isinstance(dim, int) else tuple(range(tensor.dim())) if dim is None else tuple(dim)
+    dims = [axis % tensor.dim() for axis in given]
+    factor = math.prod(divided(axis, tuple(tensor.shape), rules) for axis in dims)
+    result: Tensor = func(tensor, dims, *more, **named)
+    return result if factor == 1 else result * factor
+
+
+def divided(axis: int, shape: tuple[int, ...], rules: Sequence[PartRule]) -> float:
+    """Length of an axis that is left, over that in the code; one where no mean over it is known."""
+    for rank, at, old, new in rules:
+        if (rank, at, sum(new)) == (len(shape), axis, shape[axis]) and old[0] == old[2] == 0:
+            return new[1] / old[1]
+    return 1.0
 
 
 def sliced(index: Any, shape: tuple[int, ...], rules: Sequence[PartRule]) -> Any:

@@ -247,6 +247,7 @@ def _operation(node: torch.fx.Node, seen: dict[torch.fx.Node, Any], rel: Relatio
         pointwise=torch.Tag.pointwise in getattr(node.target, "tags", ()),
         origin=_query_origin(node, scopes, seen, rel),
         unused=not node.users,
+        of=_name(node.args[0].target) if node.args and isinstance(node.args[0], torch.fx.Node) else "",
     )
 
 

@@ -1,8 +1,9 @@
 """Modules whose code fixes sizes of views, splits and slices: after a cut they ask for the sizes that are left.
 
 Code such as `x.reshape(B, N, C)` with C taken from the input, or `x.split([32, 64], 1)`, cannot follow when channels
-are removed; a mean over channels would divide by fewer of them. A module with such code gets a subclass of its own class, whose forward pass runs the same code under a
-mode that corrects these sizes. Verification proves the result like any other cut. The subclass copies and pickles.
+are removed; a mean over channels would divide by fewer of them. A module with such code gets a subclass of its own
+class, whose forward pass runs the same code under a mode that corrects these sizes. Verification proves the result like
+any other cut. The subclass copies and pickles.
 """
 
 from __future__ import annotations

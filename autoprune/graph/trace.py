@@ -35,6 +35,7 @@ def trace(
         inputs = tracer.as_inputs(example_inputs)
         own = preparing.prepared(model)
         total, seen = _count(own, inputs)
+        preparing.check_grown(own, model)
         preparing.share(own, model)
         with torch.random.fork_rng(preparing.devices(own)):
             traced = tracer.trace_relations(own, inputs)

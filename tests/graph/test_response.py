@@ -49,10 +49,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.functional.gelu(self.up(self.norm(self.stem(x).permute(0, 2, 3, 1))))
-        if not self.response.last:
-            y = self.response(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        else:
-            y = self.response(y)
+        y = self.response(y) if self.response.last else self.response(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.head(self.down(y).permute(0, 3, 1, 2))
 
 

@@ -150,4 +150,5 @@ def test_encoder_with_code_of_its_own_takes_no_nested_tensors() -> None:
 def test_uncut_attention_is_left_to_torch() -> None:
     model = Classifier(norm=True).eval()
     small = trace(model, SOURCE).cut(model, {"body.layers.0.linear1": [0, 1]})
-    assert type(small.body) is nn.TransformerEncoder and small.body.use_nested_tensor
+    assert type(small.body) is nn.TransformerEncoder
+    assert small.body.use_nested_tensor

@@ -18,7 +18,7 @@ _ONE_SIDED = frozenset({_aten.relu.default, _aten.hardswish.default})
 _IN_PLACE = frozenset({_aten.relu_.default, _aten.hardswish_.default, _aten.hardtanh_.default})
 
 
-class Lively(TorchDispatchMode):
+class Lively(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While this mode is on, relu, relu6 and hardswish let half of what is negative through, and no limit holds."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

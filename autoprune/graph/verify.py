@@ -212,7 +212,7 @@ class _Trial:
         return None
 
     def _tried(self, names: Sequence[str], lively: bool = False) -> Why | None:
-        with Lively() if lively else contextlib.nullcontext():
+        with Lively() if lively else contextlib.nullcontext():  # type: ignore[no-untyped-call]
             found, finite = self._compared(names)
         # Code that is written for positive numbers may divide by zero without them.
         return found if finite or not lively else self._tried(names)

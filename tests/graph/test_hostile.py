@@ -176,7 +176,10 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: Model(lambda m, x: object()), "returns tensors, tuples, dicts or data classes"),
     (lambda: nn.Linear(4, 4, device="meta"), "on the meta device.*Load real weights"),
     (lazy, "'0.weight' has no shape yet.*Run the model once"),
-    (lambda: nn.Sequential(nn.Linear(4, 6), Growing()), "'1.late.weight' is made in the forward pass.*Run the model once"),
+    (
+        lambda: nn.Sequential(nn.Linear(4, 6), Growing()),
+        "'1.late.weight' is made in the forward pass.*Run the model once",
+    ),
     (quantised, "module '0' is quantised.*Prune the float model"),
     (scripted, "module '1' is TorchScript.*Give the Python model"),
     (pruned, "module '0' keeps the result of a computation, 'weight'.*prune.remove"),

@@ -37,9 +37,9 @@ def apply(op: Operation, rel: Relations, results: tuple[Value, ...]) -> None:
         module = rel.modules.get(scope)
         if module is None:
             continue
-        own = isinstance(module, nn.MultiheadAttention)
-        if own and op.name == "linear" and scope == op.module:
+        if isinstance(module, nn.MultiheadAttention) and op.name == "linear" and scope == op.module:
             multihead_attention.relate(module, op, rel)
+        own = isinstance(module, nn.MultiheadAttention)
         for adapter in ADAPTERS:
             for attribute, labels in adapter(module, op, results[0]):
                 rel.counter(scope, attribute, labels, op, nearer)

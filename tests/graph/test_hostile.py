@@ -178,7 +178,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lazy, "'0.weight' has no shape yet.*Run the model once"),
     (
         lambda: nn.Sequential(nn.Linear(4, 6), Growing()),
-        "'1.late.weight' is made in the forward pass.*Run the model once",
+        "'1.late.weight' is made in the forward.*Run the model once",
     ),
     (quantised, "module '0' is quantised.*Prune the float model"),
     (scripted, "module '1' is TorchScript.*Give the Python model"),

@@ -41,7 +41,7 @@ from autoprune.graph.surgery import masked
 from autoprune.models import build_model, train_base
 from autoprune.recipe import Recipe
 from autoprune.seeds import derive_seed
-from autoprune.study.config import load
+from autoprune.study.config import StudyConfig, load
 from autoprune.tasks import build_task, evaluate, forward
 from autoprune.trial import Bench, prepare, train_on
 
@@ -70,7 +70,11 @@ class Oracle(Criterion):
 
 def bench_of(study: str) -> Bench:
     """Return a study's base model, trained when it has no weights, and its data."""
-    config = load(study).config
+    return bench_of_config(load(study).config)
+
+
+def bench_of_config(config: StudyConfig) -> Bench:
+    """Return the same of a study that was read already."""
     data, task = build_data(config.data), build_task(config.task)
     model = build_model(config.model, data.num_classes, seed=derive_seed(config.seed, "model"))
     base = make_base(model, data.example_inputs, spec=config.model)

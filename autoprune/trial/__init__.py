@@ -1,6 +1,7 @@
 """Trials: one recipe, from the base model to a measured compressed one."""
 
 from autoprune.trial.bench import Bench, Cost
+from autoprune.trial.choosing import budget_of
 from autoprune.trial.finishing import Finished, certified, finish
 from autoprune.trial.measuring import Measurement, measure, metrics_of
 from autoprune.trial.recovering import restart, train_compressed, train_on
@@ -13,6 +14,7 @@ __all__ = [
     "Measurement",
     "Outcome",
     "Prepared",
+    "budget_of",
     "certified",
     "finish",
     "measure",

@@ -1,0 +1,224 @@
+"""Fronts found by training: autoprune beside plain Optuna, random search, and sweeps by L1 norm and by Torch-Pruning.
+
+    AUTOPRUNE_CIFAR10_JPEG=... AUTOPRUNE_RESNET20_WEIGHTS=... \
+        python benchmarks/search_trained.py cifar10_jpeg_resnet20 --runs DIR
+    python benchmarks/search_trained.py digits --runs DIR
+    python benchmarks/search_trained.py --markdown docs/search_trained.md
+
+All searches have the same model, data, split, search space (`low_rank`), targets, final training and validation images.
+Cost counts samples that went forward and backward, in the search and before it: a forward sample is a third of one.
+Quality is the hypervolume of accuracy over FLOPs fractions from 0.2 to 1, against accuracy 0: of validation after every
+trial, and of the test accuracies of the front at the end. Torch-Pruning takes part where it is installed.
+Rows are appended to a file of JSON lines, and what is there already is not run again; a search that was cut off goes on
+in its run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from search_trained_report import Row, markdown
+
+from autoprune import machine, threads
+from autoprune.files import append_line, read_lines, write_text
+from autoprune.report.front import accuracy, accuracy_on_test, finished, flops_fraction, hypervolume, non_dominated
+from autoprune.study.config import StudyConfig, load
+from autoprune.study.launch import launch
+from autoprune.study.records import StudyRecord
+
+SEEDS = (0, 1, 2)
+_NEVER = 1.000001
+"""A reduction that promotes every trial."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much each trial of a study trains, and how many trials there are.
+
+    epochs: of a trial that is trained to the end; rung: of autoprune's rung before that. judged: validation images at
+    autoprune's lower rungs; None is all. plain and rungs: trials of a search without and with rungs.
+    """
+
+    epochs: float
+    rung: float
+    judged: int | None
+    plain: int
+    rungs: int
+    rates: tuple[float, ...]
+
+
+SETTINGS = {
+    "cifar10_jpeg_resnet20": Setting(epochs=0.1, rung=0.03, judged=1500, plain=20, rungs=40, rates=(0.01, 0.02, 0.05)),
+    "digits": Setting(epochs=1.0, rung=0.25, judged=None, plain=40, rungs=80, rates=(0.01, 0.02, 0.05)),
+}
+TARGETS = (0.5, 0.3)
+
+
+def _fitted(lr: float, criterion: str | None) -> dict[str, Any]:
+    """Return a recipe that the study cifar10_jpeg_resnet20 starts from."""
+    return {
+        "criterion": criterion,
+        "normalisation": "none",
+        "allocation": {"name": "per_group", "keep_fraction": 0.8},
+        "low_rank": {"name": "svd", "reconstruct": "outputs", "ranks": "energy", "rank_fraction": 0.8},
+        "recovery": ["compensation", "bn_reestimation", {"name": "distillation", "lr": lr}],
+    }
+
+
+def _at_targets(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"target": {"flops_fraction": target}, **recipe} for target in TARGETS]
+
+
+def _l1(lr: float) -> dict[str, Any]:
+    recovery = ["bn_reestimation", {"name": "finetune", "lr": lr}]
+    return {"criterion": "l1_norm", "normalisation": "mean", "allocation": "uniform", "recovery": recovery}
+
+
+def searches(setting: Setting) -> dict[str, dict[str, Any]]:
+    """Return what each search changes of the study."""
+    rungs = {
+        "rungs": {
+            "epochs": [0, setting.rung, setting.epochs],
+            "reduction": 3.0,
+            "validation_samples": [setting.judged, setting.judged, None],
+        },
+        "budget": {"trials": setting.rungs},
+    }
+    # the rung that cannot be left out is judged on next to nothing, and promotes all
+    plain = {
+        "rungs": {"epochs": [0, setting.epochs], "reduction": _NEVER, "validation_samples": [8, None]},
+        "budget": {"trials": setting.plain},
+        "baselines": [],
+    }
+    sweep = [one for lr in setting.rates for one in _at_targets(_l1(lr))]
+    return {
+        "autoprune": rungs,
+        "autoprune, begun with fitted ranks": rungs | {"baselines": [], "warm_start": _at_targets(_fitted(0.02, None))},
+        "Optuna's TPE": plain,
+        "Optuna's NSGA-II": plain | {"sampler": {"name": "nsga2"}},
+        "random search": plain | {"sampler": {"name": "random"}},
+        "uniform L1 sweep": plain | {"warm_start": sweep, "budget": {"trials": len(sweep)}},
+    }
+
+
+def config_of(study: str, changes: Mapping[str, Any], seed: int) -> StudyConfig:
+    """Return the study of one search."""
+    fixed = {
+        "targets": list(TARGETS),
+        "search_space": "low_rank",
+        "sampler": {"name": "tpe"},
+        "baselines": ["uniform_l1", "global_taylor"],
+        "warm_start": [],
+        "executor": {"name": "inline"},
+        "seed": seed,
+    }
+    return load(study, {**fixed, **changes}).config
+
+
+def curve(record: StudyRecord, evidence: float) -> list[tuple[float, float]]:
+    """Return (cost, hypervolume of validation) after every trial, in the order in which they ended."""
+    cost, points, found = evidence, list[tuple[float, float]](), list[tuple[float, float]]()
+    for trial in sorted((t for t in record.trials if t.rungs), key=lambda t: t.rungs[-1].at):
+        cost += trial.cost.get("trained_samples", 0.0) + trial.cost.get("forward_samples", 0.0) / 3
+        points += [(accuracy(t), max(0.2, flops_fraction(t))) for t in finished([trial])]
+        found.append((cost, hypervolume(points, (0.0, 1.0))))
+    return found
+
+
+def searched(study: str, changes: Mapping[str, Any], seed: int, folder: Path) -> Row:
+    """Run one search, or go on with it, and return its row."""
+    config = config_of(study, changes, seed)
+    record = launch(config, run_dir=folder)
+    done = finished(record.trials)
+    front = non_dominated(done, config.objectives)
+    samples = config.trial.evidence_batches * config.trial.evidence_batch_size
+    return {
+        # gradients of the base model, once
+        "curve": curve(record, float(samples)),
+        "test": hypervolume([(accuracy_on_test(t), max(0.2, flops_fraction(t))) for t in front], (0.0, 1.0)),
+        "front": [_point(accuracy(t), accuracy_on_test(t), flops_fraction(t)) for t in front],
+        "trials": len(record.trials),
+        "finished": len(done),
+        "failed": sum(t.state == "failed" for t in record.trials),
+    }
+
+
+def _point(validation: float, test: float, flops: float) -> dict[str, float]:
+    return {"accuracy": validation, "test_accuracy": test, "flops_fraction": flops}
+
+
+def swept(study: str, setting: Setting, seed: int) -> Row:
+    """Cut by Torch-Pruning's global pruner to each target with each importance and rate, train as the others do."""
+    from search_trained_torch_pruning import Sweep
+
+    sweep = Sweep(config_of(study, {}, seed), setting.epochs, seed)
+    cost, points, found = 0.0, list[tuple[float, float]](), list[tuple[float, float]]()
+    models = []
+    for target, importance, lr in itertools.product(TARGETS, ("magnitude", "taylor"), setting.rates):
+        one = sweep.trial(target, importance, lr)
+        cost += one.samples
+        points.append((one.accuracy, max(0.2, one.flops_fraction)))
+        found.append((cost, hypervolume(points, (0.0, 1.0))))
+        models.append(one)
+    front = [m for m in models if not any(_beats(n, m) for n in models)]
+    tested = [_point(m.accuracy, sweep.test_accuracy(m.model), m.flops_fraction) for m in front]
+    return {
+        "curve": found,
+        "test": hypervolume([(p["test_accuracy"], max(0.2, p["flops_fraction"])) for p in tested], (0.0, 1.0)),
+        "front": tested,
+        "trials": len(models),
+        "finished": len(models),
+        "failed": 0,
+    }
+
+
+def _beats(one: Any, other: Any) -> bool:
+    """Tell whether a model of the sweep dominates another."""
+    as_good = one.accuracy >= other.accuracy and one.flops_fraction <= other.flops_fraction
+    return as_good and (one.accuracy, one.flops_fraction) != (other.accuracy, other.flops_fraction)
+
+
+def rows_of(study: str, only: str, seeds: int, runs: Path, done: set[tuple[Any, ...]]) -> Iterator[Row]:
+    """Yield a row for every search and seed that is not there yet, seed after seed."""
+    setting = SETTINGS[study]
+    for seed in SEEDS[:seeds]:
+        for name, changes in searches(setting).items():
+            if (study, name, seed) not in done and fnmatch(name, only):
+                folder = runs / study / f"{name.replace(' ', '_')}-{seed}"
+                yield {"study": study, "search": name, "seed": seed} | searched(study, changes, seed, folder)
+        name = "Torch-Pruning global sweep"
+        if (study, name, seed) not in done and fnmatch(name, only):
+            yield {"study": study, "search": name, "seed": seed} | swept(study, setting, seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("study", nargs="?", choices=sorted(SETTINGS))
+    parser.add_argument("--only", default="*", help="glob of searches")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the seeds 0, 1, 2")
+    parser.add_argument("--runs", type=Path, default=Path("runs/search_trained"), help="folder of the run folders")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("search_trained.jsonl"))
+    parser.add_argument("--markdown", type=Path, help="write the tables of the file to this page")
+    chosen = parser.parse_args()
+    if chosen.study:
+        there = read_lines(chosen.out) if chosen.out.exists() else []
+        done = {(row["study"], row["search"], row["seed"]) for row in there}
+        with threads.limited(1):
+            for row in rows_of(chosen.study, chosen.only, chosen.seeds, chosen.runs, done):
+                append_line(chosen.out, row | machine.describe() | {"torch": torch.__version__})
+                print(row["study"], row["search"], row["seed"], row["curve"][-1], f"test {row['test']:.4f}", flush=True)
+    if chosen.markdown:
+        write_text(chosen.markdown, markdown(read_lines(chosen.out)))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()

@@ -6,12 +6,7 @@ Split by class with fixed seeds: test 359 (a fifth, always the same), validation
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
-import numpy as np
 import torch
-from torch import Tensor
 
 from autoprune.data.fingerprint import fingerprint_of
 from autoprune.data.images import ImagePreparation, Pixels
@@ -25,7 +20,11 @@ _BRIGHTEST = 16.0
 
 def build_digits(spec: DataSpec) -> Data:
     """Return the digits, split."""
-    images, labels = _read()
+    from sklearn.datasets import load_digits  # half a second that other data need not pay
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float().div_(_BRIGHTEST).unsqueeze(1)
+    labels = torch.from_numpy(bunch.target).long()
     everything = TensorSplit(images, labels, prepare=ImagePreparation(augment=spec.augment))
     learning_indices, test_indices = stratified_split(labels, _TEST_FRACTION, _TEST_SEED)
     learning = everything.subset(learning_indices)
@@ -39,19 +38,3 @@ def build_digits(spec: DataSpec) -> Data:
         fingerprint=fingerprint_of("digits", images, labels, spec.validation_fraction, spec.seed),
         pixels=Pixels(),
     )
-
-
-def _read() -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 8, 8) and labels (N,)."""
-    found = importlib.util.find_spec("sklearn")
-    table = Path(found.origin or "").parent / "datasets" / "data" / "digits.csv.gz" if found else Path()
-    if table.is_file():
-        # What load_digits reads. To import it takes longer than to trace and check a small model.
-        rows = np.loadtxt(table, delimiter=",")
-        pixels, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
-    else:
-        from sklearn.datasets import load_digits
-
-        bunch = load_digits()
-        pixels, labels = bunch.images, bunch.target
-    return torch.from_numpy(pixels).float().div_(_BRIGHTEST).unsqueeze(1), torch.from_numpy(labels).long()

@@ -52,8 +52,7 @@ def trace(
             torch.manual_seed(0)
             bench = verification.bench_for(structure, own, inputs)
             # Blocks first: what they show of the fixed part of the cost does not depend on groups.
-            with bench.ready():
-                structure = block_proof.proven(structure, bench, program)
+            structure = block_proof.proven(structure, bench, program)
         del program
         return verification.verified(structure, own, inputs, hints, bench)
 

@@ -16,6 +16,7 @@ from autoprune.errors import TraceFailed
 from autoprune.graph import adapters, causal, failures, origins, rules
 from autoprune.graph.labels import Value, Why
 from autoprune.graph.relations import Operation, Origin, Relations
+from autoprune.graph.stepless import stepless
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -128,7 +129,7 @@ def _state(model: nn.Module) -> tuple[dict[str, str], dict[str, torch.Tensor], d
 
 def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     try:
-        with warnings.catch_warnings(), torch.no_grad(), failures.quiet_export(), causal.undetected():
+        with warnings.catch_warnings(), torch.no_grad(), failures.quiet_export(), causal.undetected(), stepless():
             warnings.simplefilter("ignore")
             return torch.export.export(model, inputs[0], inputs[1], strict=False)
     except Exception as error:

@@ -225,9 +225,9 @@ class _Trial:
             with FlopCounterMode(display=False) as counter:
                 cut = self._run(model)
             saved = (self.bench.flops - counter.get_total_flops()) / tracer.batch_size(self.bench.inputs)
-            training = self._training_problem(model)
-            # The cut copy goes before the full model takes its place: both at once are too much for large ones.
+            # A copy goes before the next one comes: two at once are too much for large models.
             model = self.bench.model
+            training = self._training_problem(keep)
             with self.bench.ready():
                 surgery.zero(self.structure, model, keep)
                 full = self._run(model)
@@ -262,17 +262,19 @@ class _Trial:
                 return Why("verification", "", f"{_DIFFER} by {error:.1e} of the largest")
         return None
 
-    def _training_problem(self, small: nn.Module) -> Why | None:
+    def _training_problem(self, keep: Mapping[str, IntArray]) -> Why | None:
         # The narrowest model tells most and costs least.
-        if not self.narrowest or self.bench.training is None:
+        if not self.narrowest:
             return None
-        small.train()
-        args, kwargs = self.bench.training
-        for chance in range(self.bench.chances):
-            torch.manual_seed(chance)
-            if shapes(small(*args, **kwargs)) != self.bench.shapes:
-                return Why("verification", "", "training outputs change their shapes")
-        return None
+
+        def keeps_shapes(small: nn.Module, inputs: tracer.Inputs) -> bool:
+            for chance in range(self.bench.chances):
+                torch.manual_seed(chance)
+                if shapes(small(*inputs[0], **inputs[1])) != self.bench.shapes:
+                    return False
+            return True
+
+        return self.bench.training_problem(lambda: self.structure.cut(self.bench.model, keep), keeps_shapes)
 
 
 def relative_error(small: Tensor, full: Tensor) -> float:

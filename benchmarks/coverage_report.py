@@ -32,7 +32,8 @@ FLOPs left when every group keeps half of its units. Times are seconds (millisec
 most that lived in tensors at once while tracing and verifying, beyond one forward pass of the model as it is, in sizes
 of the model. memory: the same of the whole process, as the system counts it. It also has the Python objects of the
 graph, which are some megabytes for every model, and memory that was freed and that the C library keeps for itself.
-Comparing in float64 takes the model twice, and the activations of a forward pass twice.
+Comparing in float64 takes the model twice, and the activations of a forward pass twice. Tensors are counted where the
+process held more than three sizes.
 """
 BESIDE = """## Side by side with Torch-Pruning
 
@@ -96,17 +97,21 @@ def _summary(listed: Sequence[str], rows: dict[str, Row]) -> Iterable[str]:
 
 
 def _memory(done: Sequence[Row]) -> str:
-    return _within(done, "tensors", "Tensors are") + _within(done, "memory", "The memory of the process is")
-
-
-def _within(done: Sequence[Row], key: str, subject: str) -> str:
-    known = [row for row in done if key in row]
+    known = [row for row in done if "memory" in row]
+    over = [row for row in known if row["memory"] > 3]
     if not known:
         return ""
-    over = [row for row in known if row[key] > 3]
-    worst = max(over, key=lambda row: row["model_mib"], default=None)
-    rest = f"; the largest of the others has {worst['model_mib']:.0f} MiB ({worst['model']})" if worst else ""
-    return f"{subject} within three sizes of the model for {len(known) - len(over)} of {len(known)} models{rest}. "
+    told = f"The process is within three sizes of the model for {len(known) - len(over)} of {len(known)} models"
+    counted = [row for row in over if "tensors" in row]
+    if not counted:
+        return f"{told}. "
+    tensors = [row for row in counted if row["tensors"] > 3]
+    worst = f" (not {', '.join(row['model'] for row in tensors)})" if tensors else ""
+    largest = max(over, key=lambda row: row["model_mib"])
+    return (
+        f"{told}, tensors are for {len(counted) - len(tensors)} of the other {len(counted)}{worst}; the largest of these "
+        f"models has {largest['model_mib']:.0f} MiB ({largest['model']}). "
+    )
 
 
 def _times(rows: Sequence[Row]) -> Iterable[str]:

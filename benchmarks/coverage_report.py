@@ -109,8 +109,8 @@ def _memory(done: Sequence[Row]) -> str:
     worst = f" (not {', '.join(row['model'] for row in tensors)})" if tensors else ""
     largest = max(over, key=lambda row: row["model_mib"])
     return (
-        f"{told}, tensors are for {len(counted) - len(tensors)} of the other {len(counted)}{worst}; the largest of these "
-        f"models has {largest['model_mib']:.0f} MiB ({largest['model']}). "
+        f"{told}, tensors are for {len(counted) - len(tensors)} of the other {len(counted)}{worst}; the largest of "
+        f"these models has {largest['model_mib']:.0f} MiB ({largest['model']}). "
     )
 
 

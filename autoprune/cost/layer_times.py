@@ -6,12 +6,15 @@ its layers is fitted to whole models that were cut and timed:
 
     time = scale * sum over layers of time(layer, in, out) + rest + per_activation * activations
 
-with scale, rest, per_activation >= 0 by least squares of the relative error. Other models, cut at random, say how far
-off that is. The shortest of several calls counts everywhere: what other work on the machine adds is not the model's.
+with scale, rest, per_activation >= 0 by least squares of the relative error. Kernels work on blocks of channels, so
+that 33 may take as long as 48: widths count as the next multiple of 1, 4, 8 or 16, whichever fits best. Other models,
+cut at random, say how far off that is. The shortest of several calls counts everywhere: what other work on the machine
+adds is not the model's.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable
@@ -29,8 +32,9 @@ from autoprune.tasks import device_of, eval_mode, forward
 
 _SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 _FITTED_SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)
-_FITTED_AT_RANDOM, _CHECKED = 4, 4
+_FITTED_AT_RANDOM, _CHECKED = 8, 6
 _OF_A_MODEL = 8
+_BLOCKS = (1, 4, 8, 16)
 _MOST_CALLS, _SECONDS, _SAMPLE = 30, 0.01, 1e-4
 """Of one layer at one size: so many calls, or so many seconds, in samples of at least so many."""
 FloatArray = NDArray[np.float64]
@@ -42,8 +46,8 @@ class LayerTimes:
     """Times of the layers of one structure on one device.
 
     layers: names, L of them. read, written: (L, K) widths of the grid, ascending. ms: (L, K, K). positions: (L,) places
-    at which each layer writes, of all its calls. base_ms: of the base model as measured, whole_ms: as predicted. error:
-    the mean relative error of models that nothing was fitted to.
+    at which each layer writes, of all its calls. block: widths count as the next multiple of it. base_ms: of the base
+    model as measured, whole_ms: as predicted. error: the mean relative error of models that nothing was fitted to.
     """
 
     layers: tuple[str, ...]
@@ -51,6 +55,7 @@ class LayerTimes:
     written: FloatArray
     ms: FloatArray
     positions: FloatArray
+    block: int
     scale: float
     rest: float
     per_activation: float
@@ -76,7 +81,9 @@ class LayerTimes:
 
     def _terms(self, structure: Structure, counts: NDArray[Any]) -> tuple[float, float]:
         rows = self._rows(structure)
+        full = np.stack([self.read[rows, -1], self.written[rows, -1]], axis=1)
         widths = structure.layer_widths(counts)
+        widths = np.minimum(np.ceil(widths / self.block - 1e-9) * self.block, np.maximum(full, widths))
         activations = float(widths[:, 1] @ self.positions[rows])
         return float(self._interpolated(rows, widths).sum()), activations
 
@@ -145,6 +152,7 @@ def time_layers(
         positions=np.array(
             [sum(float(np.prod(call.out_positions)) for call in layer.calls) for layer in structure.layers]
         ),
+        block=1,
         scale=1.0,
         rest=0.0,
         per_activation=0.0,
@@ -171,21 +179,27 @@ def _fitted(
     counts = [np.clip(np.round(whole * share), structure.min_counts, whole).astype(np.int64) for share in shares]
     counts = [_on_grid(structure, one) for one in counts]
     seen = np.array([_of_cut(model, structure, one, inputs, laid_out) for one in counts])
-    terms = np.array([(t, 1.0, a) for t, a in (alone._terms(structure, one) for one in counts)])
     known = len(counts) - _CHECKED
-    scale, rest, per_activation = _least_squares(terms[:known] / seen[:known, None], np.ones(known))
-    off = np.abs(terms[known:] @ np.array([scale, rest, per_activation]) / seen[known:] - 1)
-    return LayerTimes(
-        **{
-            **{name: getattr(alone, name) for name in alone.__dataclass_fields__},
-            "scale": scale,
-            "rest": rest,
-            "per_activation": per_activation,
-            # the first of the models that were fitted is whole
-            "whole_ms": float(terms[0] @ np.array([scale, rest, per_activation])),
-            "error": float(off.mean()),
-        }
-    )
+    best, least = alone, float("inf")
+    for block in _BLOCKS:
+        rounding = dataclasses.replace(alone, block=block)
+        terms = np.array([(t, 1.0, a) for t, a in (rounding._terms(structure, one) for one in counts)])
+        fit, left = _least_squares(terms[:known] / seen[:known, None], np.ones(known))
+        if left < least:
+            told = np.array(fit) @ terms.T
+            least, best = (
+                left,
+                dataclasses.replace(
+                    rounding,
+                    scale=fit[0],
+                    rest=fit[1],
+                    per_activation=fit[2],
+                    # the first of the models that were fitted is whole
+                    whole_ms=float(told[0]),
+                    error=float(np.abs(told[known:] / seen[known:] - 1).mean()),
+                ),
+            )
+    return best
 
 
 def _on_grid(structure: Structure, counts: IntArray) -> IntArray:
@@ -209,8 +223,8 @@ def _of_model(model: nn.Module, inputs: Any) -> float:
         return _shortest_ms(lambda: forward(model, inputs), device_of(model), _OF_A_MODEL)
 
 
-def _least_squares(columns: FloatArray, wanted: FloatArray) -> tuple[float, float, float]:
-    """Return the best coefficients, none below 0, by trying every set of columns."""
+def _least_squares(columns: FloatArray, wanted: FloatArray) -> tuple[tuple[float, float, float], float]:
+    """Return the best coefficients, none below 0, by trying every set of columns, and the squared error left."""
     best, least = np.zeros(3), float("inf")
     for size in (1, 2, 3):
         for used in itertools.combinations(range(3), size):
@@ -219,7 +233,7 @@ def _least_squares(columns: FloatArray, wanted: FloatArray) -> tuple[float, floa
             if (found >= 0).all() and left < least - 1e-12:
                 best, least = np.zeros(3), left
                 best[list(used)] = found
-    return float(best[0]), float(best[1]), float(best[2])
+    return (float(best[0]), float(best[1]), float(best[2])), least
 
 
 def _grid(layer: Layer, full: float, least: float) -> list[float]:

@@ -86,13 +86,19 @@ def count_params(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+_TURN = 5
+
+
 def latency_ms(model: nn.Module, inputs: Any, *, warm_up: int = 3, repeats: int = 20) -> float:
     """Return the median time of one forward pass of these inputs in milliseconds, where the model is."""
     return latencies_ms([model], inputs, warm_up=warm_up, repeats=repeats)[0]
 
 
 def latencies_ms(models: Sequence[nn.Module], inputs: Any, *, warm_up: int = 3, repeats: int = 20) -> tuple[float, ...]:
-    """Return the same of several models, which take turns, so that what else the machine does falls on all alike."""
+    """Return the same of several models, which take turns, so that what else the machine does falls on all alike.
+
+    A turn is several calls: a single one would find the caches as the other models left them.
+    """
 
     def once(model: nn.Module) -> float:
         begin = time.perf_counter()
@@ -107,5 +113,8 @@ def latencies_ms(models: Sequence[nn.Module], inputs: Any, *, warm_up: int = 3, 
         for _ in range(warm_up):
             for model in models:
                 once(model)
-        times = [[once(model) for model in models] for _ in range(repeats)]
-    return tuple(statistics.median(own) for own in zip(*times, strict=True))
+        times: list[list[float]] = [[] for _ in models]
+        while len(times[0]) < repeats:
+            for model, own in zip(models, times, strict=True):
+                own += [once(model) for _ in range(min(_TURN, repeats - len(own)))]
+    return tuple(statistics.median(own) for own in times)

@@ -36,6 +36,7 @@ def by_hand(structure: Structure, **changes: float) -> LayerTimes:
         written=grids[1],
         ms=0.01 * grids[0][:, :, None] * grids[1][:, None, :],
         positions=np.array(positions),
+        block=1,
         base_ms=1.0,
         whole_ms=known["scale"] * 0.01 * float((full[:, 0] * full[:, 1]).sum()) + known["rest"],
         error=0.0,
@@ -55,6 +56,15 @@ def test_by_hand() -> None:
     more = by_hand(structure, scale=2.0, rest=0.5, per_activation=0.1)
     # 7 + 5 activations of one sample
     assert more.predicted_ms(structure, np.array([7])) == pytest.approx(2 * 1.05 + 0.5 + 0.1 * 12)
+
+
+def test_widths_count_as_whole_blocks() -> None:
+    """With blocks of 4, 7 of the 20 units count as 8, and the 10 and 5 at the ends, which is all there is, as they are."""
+    structure = trace(nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5)), torch.randn(2, 10))
+    times = replace(by_hand(structure), block=4)
+    assert times.predicted_ms(structure, np.array([7])) == pytest.approx(0.8 + 0.4)
+    assert times.predicted_ms(structure, np.array([5])) == times.predicted_ms(structure, np.array([8]))
+    assert times.predicted_ms(structure, structure.sizes) == pytest.approx(3.0)
 
 
 def test_a_cut_structure_has_the_times_of_its_widths() -> None:
@@ -95,10 +105,13 @@ def test_plain_data_and_back() -> None:
 def test_coefficients_are_found_and_none_is_negative() -> None:
     draws = np.random.default_rng(0)
     columns = draws.uniform(0.1, 1.0, (9, 3))
-    assert layer_times._least_squares(columns, columns @ np.array([2.0, 0.0, 0.5])) == pytest.approx((2.0, 0.0, 0.5))
-    found = layer_times._least_squares(columns, columns @ np.array([2.0, -1.0, 0.5]))
+    found, left = layer_times._least_squares(columns, columns @ np.array([2.0, 0.0, 0.5]))
+    assert found == pytest.approx((2.0, 0.0, 0.5))
+    assert left == pytest.approx(0.0, abs=1e-20)
+    found, left = layer_times._least_squares(columns, columns @ np.array([2.0, -1.0, 0.5]))
     assert min(found) >= 0
     assert max(found) > 0
+    assert left > 0.01
 
 
 def test_every_kind_of_layer_is_timed_at_widths_that_it_can_have(monkeypatch: pytest.MonkeyPatch) -> None:

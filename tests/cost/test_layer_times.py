@@ -59,7 +59,7 @@ def test_by_hand() -> None:
 
 
 def test_widths_count_as_whole_blocks() -> None:
-    """With blocks of 4, 7 of the 20 units count as 8, and the 10 and 5 at the ends, which is all there is, as they are."""
+    """With blocks of 4, 7 of the 20 units count as 8, and the 10 and 5 at the ends, being all there is, do not."""
     structure = trace(nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5)), torch.randn(2, 10))
     times = replace(by_hand(structure), block=4)
     assert times.predicted_ms(structure, np.array([7])) == pytest.approx(0.8 + 0.4)

@@ -27,6 +27,7 @@ from autoprune.models import build_model, train_base
 from autoprune.models.training import total_samples
 from autoprune.recipe import Recipe, Target
 from autoprune.repair import Budget, repair
+from autoprune.search import objectives
 from autoprune.search.baselines import build_baselines
 from autoprune.search.nodes import Dimension
 from autoprune.search.space import Space, load_space
@@ -36,7 +37,7 @@ from autoprune.study.config import StudyConfig, target_label
 from autoprune.study.forecast import Forecast, ForwardTime, forecast, time_forward
 from autoprune.study.run_folder import RunFolder
 from autoprune.tasks import Task, build_task, check_fits, evaluate
-from autoprune.trial import Bench, certified, measure, metrics_of
+from autoprune.trial import Bench, as_deployed, certified, measure, metrics_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +229,8 @@ def _measure_base(config: StudyConfig, bench: Bench) -> dict[str, float]:
     if "latency" in config.objectives:
         inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
         metrics["latency_ms"] = latency_ms(bench.model, inputs)
+    if objectives.of_deployed(config.objectives):
+        metrics = as_deployed(metrics, bench.model, bench)
     if config.trial.certified_epsilon is not None:
         metrics |= certified(bench.model, bench, config.trial.certified_epsilon).metrics
     if bench.data.test is not None:

@@ -71,17 +71,19 @@ class Target(BaseModel):
 
     flops_fraction: float | None = Field(default=0.5, gt=0, le=1)
     params_fraction: float | None = Field(default=None, gt=0, le=1)
+    latency_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Of the time of one sample in PyTorch as it is, where trials run; met by a table of measured layers."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if self.flops_fraction is None and self.params_fraction is None:
-            raise ValueError("a target needs flops_fraction, params_fraction or both")
+        if all(fraction is None for _, fraction in self):
+            raise ValueError("a target needs flops_fraction, params_fraction, latency_fraction or several of them")
         return self
 
     @property
     def is_whole(self) -> bool:
         """Whether the base model meets the target as it is."""
-        return self.flops_fraction in (None, 1) and self.params_fraction in (None, 1)
+        return all(fraction in (None, 1) for _, fraction in self)
 
     def at(self, progress: float) -> Target:
         """Return the target of a schedule's step that is `progress` (0 to 1) of the way here."""
@@ -89,7 +91,7 @@ class Target(BaseModel):
         def part(fraction: float | None) -> float | None:
             return None if fraction is None else 1 - progress * (1 - fraction)
 
-        return Target(flops_fraction=part(self.flops_fraction), params_fraction=part(self.params_fraction))
+        return Target(**{name: part(fraction) for name, fraction in self})
 
 
 class Recipe(BaseModel):
@@ -200,7 +202,16 @@ class Recipe(BaseModel):
         return self.model_copy(update={"target": Target(**fractions)})
 
     def check_target(self) -> None:
-        """Raises UnreachableTarget for a recipe that leaves dense kernels whole and yet has to save their cost."""
+        """Raises UnreachableTarget for a recipe that leaves dense kernels whole and yet has to save their cost.
+
+        Also for a latency when it does anything but cut channels: of other layers no times are known.
+        """
+        other = [name for name in ("low_rank", "replacement", "depth") if getattr(self, name) is not None]
+        if self.target.latency_fraction is not None and other:
+            raise UnreachableTarget(
+                f"a target of latency is met by times of the base model's layers at other widths, and {other[0]} makes "
+                f"layers of another kind; set {' and '.join(other)} to null, or give a target of FLOPs"
+            )
         if all(p is None for p in (self.criterion, self.low_rank, self.depth)) and not self.target.is_whole:
             if self.sparsity is None and self.replacement is not None:
                 raise UnreachableTarget(

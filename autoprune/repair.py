@@ -8,8 +8,9 @@ removed, both bands follow the same scalar.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ class Amounts:
     """What a recipe keeps: units per group, ranks of the factorised layers, and what that costs of the base model.
 
     implanted: how many of a group's units that stay are in a cheaper form, for groups that have some. skipped: blocks
-    that are gone, with the groups inside them.
+    that are gone, with the groups inside them. latency_fraction: as predicted, None without a target of latency.
     """
 
     counts: Mapping[str, int]
@@ -41,21 +42,37 @@ class Amounts:
     strength: float
     implanted: Mapping[str, int] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    latency_fraction: float | None = None
+
+
+Latency = Callable[[Structure, NDArray[Any]], float]
+"""A structure and kept units of its groups, (G,), to the share of the base model's time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The base model's cost and the fractions of it that may stay."""
+    """The base model's cost and the fractions of it that may stay. latency: needed for a target that has one."""
 
     flops: float
     params: float
     target: Target
+    latency: Latency | None = None
 
-    def excess(self, flops: float, params: float) -> float:
-        """Return the largest cost over its allowance: at most 1 when the target is met."""
+    def __post_init__(self) -> None:
+        if self.target.latency_fraction is not None and self.latency is None:
+            raise ValueError("a target of latency needs a way to predict it")
+
+    def latency_fraction(self, structure: Structure, counts_G: NDArray[Any]) -> float | None:
+        """Return the predicted share of the base model's time, None without a target of latency."""
+        asked = self.latency if self.target.latency_fraction is not None else None
+        return None if asked is None else asked(structure, counts_G)
+
+    def excess(self, flops: float, params: float, latency: float | None = None) -> float:
+        """Return the largest cost over its allowance: at most 1 when the target is met. latency: a share already."""
         allowed = [
             (flops, self.flops, self.target.flops_fraction),
             (params, self.params, self.target.params_fraction),
+            (latency or 0.0, 1.0, self.target.latency_fraction),
         ]
         return max(cost / (whole * part) for cost, whole, part in allowed if part is not None)
 
@@ -99,6 +116,7 @@ class _State:
     whole: Mapping[int, int]
     flops: float
     params: float
+    latency: float | None
     excess: float
     remainder: NDArray[np.float64] = field(repr=False)
 
@@ -153,8 +171,9 @@ class _Plan:
         self, counts_G: Counts, ranks: Mapping[int, int], whole: Mapping[int, int], remainder_G: NDArray[np.float64]
     ) -> _State:
         flops, params, kept = self._cost(counts_G, ranks, whole)
-        excess = self._budget.excess(flops, params)
-        return _State(counts_G, kept, whole, flops, params, excess, remainder_G)
+        latency = self._budget.latency_fraction(self._structure, counts_G)
+        excess = self._budget.excess(flops, params, latency)
+        return _State(counts_G, kept, whole, flops, params, latency, excess, remainder_G)
 
     def _cost(
         self, counts_G: Counts, ranks: Mapping[int, int], whole: Mapping[int, int]
@@ -183,9 +202,10 @@ class _Plan:
         params = least.params / self._budget.params
         wanted = ", ".join(f"{k} {v:g}" for k, v in self._budget.target if v is not None)
         frozen = len(self._structure.frozen)
+        timed = "" if least.latency is None else f", latency_fraction {least.latency:.3f}"
         return UnreachableTarget(
             f"target {wanted} cannot be reached by this recipe: the least it reaches is flops_fraction {flops:.3f}, "
-            f"params_fraction {params:.3f} (minimum widths, {frozen} frozen groups). Raise the target, lower "
+            f"params_fraction {params:.3f}{timed} (minimum widths, {frozen} frozen groups). Raise the target, lower "
             "min_keep_fraction, let low_rank factorise more layers, or replace fewer of the affected units"
         )
 
@@ -232,6 +252,7 @@ class _Plan:
             flops_fraction=state.flops / self._budget.flops,
             params_fraction=state.params / self._budget.params,
             strength=strength,
+            latency_fraction=state.latency,
             implanted={
                 self._structure.names[i]: int(state.counts[i]) - count
                 for i, count in state.whole.items()

@@ -42,7 +42,7 @@ def test_default_recipe_is_uniform_l1() -> None:
         ),
         ({"target": {"flops": 0.5}}, "recipe: target.flops is no known key; .*llowed here: flops_fraction"),
         ({"target": {"flops_fraction": 1.5}}, "recipe: target.flops_fraction: .*less than or equal to 1, got 1.5"),
-        ({"target": {"flops_fraction": None}}, "a target needs flops_fraction, params_fraction or both"),
+        ({"target": {"flops_fraction": None}}, "a target needs flops_fraction, params_fraction, latency_fraction or"),
         ({"normalisation": "big"}, "recipe: normalisation: .*'none', 'mean', .* got 'big'"),
         ({"criterion": None}, "nothing to do: criterion, low_rank, sparsity and depth are all null"),
         ({"depth": {"name": "sr_init", "share": 1.5}}, "SrInit.share must be from 0 to 1, got 1.5"),

@@ -173,6 +173,9 @@ def compress(
     target_flops: Annotated[
         float | None, typer.Option(help="Share of the FLOPs, in place of the recipe's target.")
     ] = None,
+    target_latency: Annotated[
+        float | None, typer.Option(help="Share of the time of one sample, in place of the recipe's target.")
+    ] = None,
     sparsity: Annotated[
         float | None, typer.Option(help="Share of single weights that become zero, in place of the recipe's.")
     ] = None,
@@ -184,7 +187,7 @@ def compress(
     """Compress a study's model by one recipe, without a search."""
     from autoprune.report.single import compress_study
 
-    chosen = read_recipe(preset, recipe, target_flops, sparsity)
+    chosen = read_recipe(preset, recipe, target_flops, sparsity, target_latency)
     common.check_new(out)
     overrides = common.overrides_of(settings, {})
     say = lambda text: typer.echo(text, err=True)  # noqa: E731
@@ -226,7 +229,13 @@ def _random_inputs(shape: str) -> torch.Tensor:
     return torch.randn(2, *map(int, parts), generator=torch.Generator().manual_seed(0))
 
 
-def read_recipe(preset: str | None, path: Path | None, target: float | None, sparsity: float | None = None) -> Recipe:
+def read_recipe(
+    preset: str | None,
+    path: Path | None,
+    target: float | None,
+    sparsity: float | None = None,
+    latency: float | None = None,
+) -> Recipe:
     """Return the recipe that the flags ask for. Raises BadInput unless exactly one source is given."""
     from autoprune import presets
     from autoprune.recipe import Recipe
@@ -242,8 +251,13 @@ def read_recipe(preset: str | None, path: Path | None, target: float | None, spa
         if not path.is_file():
             raise BadInput(f"recipe file {path} does not exist")
         chosen = Recipe.from_yaml(path.read_text(encoding="utf-8"), str(path))
+    if target is not None and latency is not None:
+        raise BadInput("compress takes one of --target-flops and --target-latency; a recipe file can have both")
     if target is not None:
         check_fraction("--target-flops", target)
         chosen = chosen.with_target(flops_fraction=target)
+    if latency is not None:
+        check_fraction("--target-latency", latency)
+        chosen = chosen.with_target(flops_fraction=None, latency_fraction=latency)
     chosen.check_target()
     return chosen if sparsity is None else chosen.with_sparsity(sparsity)

@@ -37,6 +37,7 @@ def print_outcome(outcome: Outcome, out: Path) -> None:
         ["before training", percent(outcome.before_training.accuracy)],
         ["FLOPs", f"{human(found.flops)} ({100 * found.flops_fraction:.1f} % of the base model)"],
         ["parameters", f"{human(found.params)} ({100 * found.params_fraction:.1f} %)"],
+        *latency_rows(outcome.metrics),
         *sparse_rows(found.sparsity, found.sparse_flops, found.sparse_flops_fraction),
         *dynamic_rows(outcome.metrics),
         *int8_rows(outcome.metrics),
@@ -48,6 +49,16 @@ def print_outcome(outcome: Outcome, out: Path) -> None:
     for note in outcome.notes:
         typer.echo(f"Note: {note}")
     typer.echo(f"Next: autoprune evaluate {out}")
+
+
+def latency_rows(metrics: Mapping[str, float]) -> list[list[str]]:
+    """Return the row about a measured share of the base model's time, none where that was no target."""
+    if "latency_fraction" not in metrics:
+        return []
+    told = (
+        f"{metrics['latency_ms']:.3f} ms ({100 * metrics['latency_fraction']:.1f} % of the base model, timed in turns)"
+    )
+    return [["time of one sample", told]]
 
 
 def sparse_rows(sparsity: float, flops: float, fraction: float | None = None) -> list[list[str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -86,16 +88,24 @@ def count_params(model: nn.Module) -> int:
 
 def latency_ms(model: nn.Module, inputs: Any, *, warm_up: int = 3, repeats: int = 20) -> float:
     """Return the median time of one forward pass of these inputs in milliseconds, where the model is."""
-    on_gpu = device_of(model).type == "cuda"
+    return latencies_ms([model], inputs, warm_up=warm_up, repeats=repeats)[0]
 
-    def once() -> float:
+
+def latencies_ms(models: Sequence[nn.Module], inputs: Any, *, warm_up: int = 3, repeats: int = 20) -> tuple[float, ...]:
+    """Return the same of several models, which take turns, so that what else the machine does falls on all alike."""
+
+    def once(model: nn.Module) -> float:
         begin = time.perf_counter()
         forward(model, inputs)
-        if on_gpu:
+        if device_of(model).type == "cuda":
             torch.cuda.synchronize()
         return (time.perf_counter() - begin) * 1000
 
-    with eval_mode(model), torch.inference_mode():
+    with contextlib.ExitStack() as modes, torch.inference_mode():
+        for model in models:
+            modes.enter_context(eval_mode(model))
         for _ in range(warm_up):
-            once()
-        return statistics.median(once() for _ in range(repeats))
+            for model in models:
+                once(model)
+        times = [[once(model) for model in models] for _ in range(repeats)]
+    return tuple(statistics.median(own) for own in zip(*times, strict=True))

@@ -146,8 +146,11 @@ def _study(found: Found, name: str, factors: Mapping[str, float]) -> dict[str, A
     if found.num_classes is not None and config.model.name in known_models():
         model["arguments"] = {"num_classes": found.num_classes} | model["arguments"]
     arguments = {"model": model, "factors": dict(factors), "shape": list(found.shape)}
+    if any(target.latency_fraction is not None for target in config.targets):
+        raise BadInput("bottlenecks keeps a study's FLOPs and parameters; it cannot keep a target of latency")
     targets = [
-        {key: None if value is None else value * scales[key] for key, value in target} for target in config.targets
+        {key: None if value is None else value * scales[key] for key, value in target if key in scales}
+        for target in config.targets
     ]
     plain = config.plain() | {"name": name, "model": {"name": _BUILD, "arguments": arguments}, "targets": targets}
     # what an earlier run found belongs to the narrower model

@@ -15,6 +15,19 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
     "uniform_l1": {"criterion": "l1_norm", "normalisation": "mean", "allocation": "uniform"},
     # Molchanov et al. 2019: one global ranking by first-order Taylor importance, not normalised
     "global_taylor": {"criterion": "taylor_2019", "normalisation": "none", "allocation": "global"},
+    # widths from losses measured group by group, cut models corrected in closed form before that
+    "knapsack": {
+        "criterion": "compensation_rank",
+        "normalisation": "none",
+        "allocation": "knapsack",
+        "recovery": ["compensation", "bn_reestimation", "distillation"],
+    },
+    # all channels stay; every layer keeps the same share of its energy, fitted to what it gave before
+    "fitted_ranks": {
+        "criterion": None,
+        "low_rank": {"name": "svd", "reconstruct": "outputs", "ranks": "energy"},
+        "recovery": ["bn_reestimation", "distillation"],
+    },
 }
 
 

@@ -239,13 +239,18 @@ class StudyConfig(Spec):
         return yaml.safe_dump(self.plain(), sort_keys=False)
 
 
+def times_trials(config: StudyConfig) -> bool:
+    """Tell whether trials are timed: for the objective latency, or beside a target of it."""
+    return "latency" in config.objectives or any(target.latency_fraction is not None for target in config.targets)
+
+
 def target_label(target: Target) -> str:
     """Return a target's short name.
 
     >>> target_label(Target(flops_fraction=0.5))
     'flops=0.5'
     """
-    parts = {"flops": target.flops_fraction, "params": target.params_fraction}
+    parts = {name.removesuffix("_fraction"): fraction for name, fraction in target}
     return ",".join(f"{name}={value:g}" for name, value in parts.items() if value is not None)
 
 

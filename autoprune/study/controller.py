@@ -27,7 +27,7 @@ from autoprune.search.samplers import build_sampler
 from autoprune.search.space import Space
 from autoprune.seeds import derive_seed
 from autoprune.study import events, records
-from autoprune.study.config import StudyConfig, target_label
+from autoprune.study.config import StudyConfig, target_label, times_trials
 from autoprune.study.disk import Finished, worth_keeping
 from autoprune.study.jobs import Job, JobFailure, JobQueue, JobResult
 from autoprune.study.planner import Draft, Planner
@@ -215,7 +215,7 @@ class Controller:
     def _point(self, live: _Live, metrics: Mapping[str, float]) -> stopper.Point:
         accuracy, *_ = objectives.values(["accuracy"], metrics)
         costs = [name for name in self.config.objectives if name != "accuracy"]
-        pinned = {"flops": live.target.flops_fraction, "params": live.target.params_fraction}
+        pinned = {name.removesuffix("_fraction"): fraction for name, fraction in live.target}
         return stopper.Point(
             trial=live.number,
             accuracy=accuracy,
@@ -278,7 +278,7 @@ class Controller:
             seed=live.seed,
             epochs=self.config.rungs.trained(rung),
             samples=self.config.rungs.samples(rung),
-            latency="latency" in self.config.objectives,
+            latency=times_trials(self.config),
             finished=rung == self.config.rungs.top or objectives.need_finished(self.config.objectives),
         )
 

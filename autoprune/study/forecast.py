@@ -77,7 +77,7 @@ def forecast(config: StudyConfig, data: Data, time: ForwardTime) -> Forecast:
     workers = config.executor.worker_count()
     work = (_BACKWARD * trained + forward) * time.seconds_per_sample
     # the cut models cost about their targets' share of the base model
-    share = sum(t.flops_fraction or t.params_fraction or 1.0 for t in config.targets) / len(config.targets)
+    share = sum(next(part for _, part in t if part is not None) for t in config.targets) / len(config.targets)
     return Forecast(
         jobs=jobs,
         trained_samples=trained,

@@ -103,7 +103,7 @@ def _aimed(trial: TrialRecord, target: Target) -> dict[str, Any]:
 
 def _distance(a: Target, b: Target) -> float:
     """Return how far two targets are apart; those that pin other costs are farther than any others."""
-    pairs = ((a.flops_fraction, b.flops_fraction), (a.params_fraction, b.params_fraction))
+    pairs = [(mine, yours) for (_, mine), (_, yours) in zip(a, b, strict=True)]
     return sum(1.0 if x is None or y is None else abs(x - y) for x, y in pairs if (x, y) != (None, None))
 
 

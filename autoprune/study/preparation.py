@@ -18,6 +18,7 @@ from autoprune import machine, rooms, threads
 from autoprune.allocation import AllocationContext
 from autoprune.base import Base, make_base
 from autoprune.cost import latency_ms
+from autoprune.cost.layer_times import LayerTimes
 from autoprune.data import Data, build_data
 from autoprune.errors import BadInput, UnreachableTarget
 from autoprune.evidence import OF_A_RECIPE, Evidence
@@ -26,18 +27,21 @@ from autoprune.lowrank import LowRank
 from autoprune.models import build_model, train_base
 from autoprune.models.training import total_samples
 from autoprune.recipe import Recipe, Target
-from autoprune.repair import Budget, repair
+from autoprune.repair import repair
 from autoprune.search import objectives
 from autoprune.search.baselines import build_baselines
 from autoprune.search.nodes import Dimension
 from autoprune.search.space import Space, load_space
 from autoprune.seeds import derive_seed
 from autoprune.study import events
-from autoprune.study.config import StudyConfig, target_label
+from autoprune.study.config import StudyConfig, target_label, times_trials
 from autoprune.study.forecast import Forecast, ForwardTime, forecast, time_forward
 from autoprune.study.run_folder import RunFolder
 from autoprune.tasks import Task, build_task, check_fits, evaluate
-from autoprune.trial import Bench, as_deployed, certified, measure, metrics_of
+from autoprune.trial import Bench, as_deployed, budget_of, certified, measure, metrics_of
+
+_FAR_OFF = 0.1
+"""Relative error of predicted latencies above which a study says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,7 @@ def _preflight(config: StudyConfig, listen: events.Listener) -> Preflight:
     data, task = build_data(config.data), build_task(config.task)
     listen(events.Preparing(step="structure", detail=config.model.name))
     base = _base(config, data, task)
-    warnings = _check(config, base, space)
+    warnings = _check(config, Bench(base, data, task, config.trial), space, listen)
     listen(events.Preparing(step="forecast", detail="timing the base model"))
     forward = time_forward(base, data, config.trial.torch_device())
     return Preflight(
@@ -108,7 +112,7 @@ def _fill(run: RunFolder, config: StudyConfig, listen: events.Listener, recipe: 
     listen(events.Preparing(step="structure", detail=config.model.name))
     base = _base(config, data, task)
     # bad input shows before minutes are spent on training
-    for warning in _check(config, base, space):
+    for warning in _check(config, Bench(base, data, task, config.trial, run.evidence), space, listen):
         listen(events.Warned(message=warning))
     _train(config, base, data, task, listen)
     with replacing(run.base_weights) as temporary:
@@ -133,7 +137,8 @@ def _base(config: StudyConfig, data: Data, task: Task) -> Base:
     )
 
 
-def _check(config: StudyConfig, base: Base, space: Space) -> tuple[str, ...]:
+def _check(config: StudyConfig, bench: Bench, space: Space, listen: events.Listener) -> tuple[str, ...]:
+    base = bench.base
     rooms_used = {room for room, _ in space.methods()}
     shortens = "depth" in rooms_used and bool(base.structure.blocks)
     if not base.structure.groups and not rooms_used & {"lowrank", "sparsity"} and not shortens:
@@ -141,21 +146,36 @@ def _check(config: StudyConfig, base: Base, space: Space) -> tuple[str, ...]:
         raise BadInput(f"nothing of model {config.model.name!r} can be cut: {reasons or 'it has no groups'}")
     space.check(base.structure)
     low_rank = [name for room, name in space.methods() if room == "lowrank"]
-    found = [_reach(target, base, low_rank, shortens) for target in config.targets]
+    if any(target.latency_fraction is not None for target in config.targets):
+        listen(events.Preparing(step="latency", detail="timing layers at many widths"))
+    found = [_reach(target, bench, low_rank, shortens) for target in config.targets]
+    if any(target.latency_fraction is not None for target in config.targets):
+        found.append(_told(bench.layer_times))
     if "depth" in rooms_used and not shortens:
         found.append("no block of the model can be skipped; recipes with depth will fail there")
     return tuple(warning for warning in found if warning is not None)
 
 
-def _reach(target: Target, base: Base, low_rank: Sequence[str], shortens: bool) -> str | None:
+def _told(times: LayerTimes) -> str | None:
+    """Return a warning about predictions of latency that are far off."""
+    if times.error <= _FAR_OFF:
+        return None
+    return (
+        f"targets of latency: the times of models that were cut at random are predicted with a mean error of "
+        f"{times.error:.0%}; other work on this machine may be the cause. What models take is measured in the end"
+    )
+
+
+def _reach(target: Target, bench: Bench, low_rank: Sequence[str], shortens: bool) -> str | None:
     """Return a warning when only low rank or depth meets a target. Raises UnreachableTarget when nothing does."""
-    failure = _try(target, base, None)
+    base = bench.base
+    failure = _try(target, bench, None)
     if failure is None:
         return None
     for name in low_rank:
-        if _try(target, base, cast(LowRank, rooms.build("lowrank", name))) is None:
+        if _try(target, bench, cast(LowRank, rooms.build("lowrank", name))) is None:
             return f"target {target_label(target)} is met only with low rank; recipes without it will fail there"
-    if shortens and _try(target, base, None, [block.name for block in base.structure.blocks]) is None:
+    if shortens and _try(target, bench, None, [block.name for block in base.structure.blocks]) is None:
         return f"target {target_label(target)} is met only with depth; recipes without it will fail there"
     lowest, _ = base.structure.reachable_flops
     raise UnreachableTarget(
@@ -166,14 +186,14 @@ def _reach(target: Target, base: Base, low_rank: Sequence[str], shortens: bool) 
     )
 
 
-def _try(target: Target, base: Base, low_rank: LowRank | None, skip: Sequence[str] = ()) -> str | None:
+def _try(target: Target, bench: Bench, low_rank: LowRank | None, skip: Sequence[str] = ()) -> str | None:
     """Return why a uniform recipe, without some blocks, does not meet a target, or None when it does."""
-    recipe, structure = Recipe(), base.structure.without_blocks(skip)
+    recipe, structure = Recipe(), bench.base.structure.without_blocks(skip)
     ones = {g.name: torch.ones(g.size) for g in structure.groups}
     try:
         repair(
             structure,
-            Budget(flops=base.flops, params=base.params, target=target),
+            budget_of(bench, target),
             path=recipe.allocation.path(AllocationContext.of(ones, structure)) if ones else None,
             low_rank=low_rank,
             min_keep_fraction=recipe.min_keep_fraction,
@@ -226,7 +246,7 @@ def _gather(needs: frozenset[str], bench: Bench, listen: events.Listener) -> Non
 
 def _measure_base(config: StudyConfig, bench: Bench) -> dict[str, float]:
     metrics = metrics_of(measure(bench.model, bench))
-    if "latency" in config.objectives:
+    if times_trials(config):
         inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
         metrics["latency_ms"] = latency_ms(bench.model, inputs)
     if objectives.of_deployed(config.objectives):

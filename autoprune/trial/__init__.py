@@ -1,6 +1,7 @@
 """Trials: one recipe, from the base model to a measured compressed one."""
 
 from autoprune.trial.bench import Bench, Cost
+from autoprune.trial.choosing import budget_of
 from autoprune.trial.deploying import as_deployed, on_split
 from autoprune.trial.finishing import Finished, certified, finish, quantised
 from autoprune.trial.measuring import Measurement, measure, metrics_of
@@ -15,6 +16,7 @@ __all__ = [
     "Outcome",
     "Prepared",
     "as_deployed",
+    "budget_of",
     "certified",
     "finish",
     "measure",

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from autoprune.base import Base, fresh_model
+from autoprune.cost.layer_times import LayerTimes, time_layers
 from autoprune.data import Data
 from autoprune.evidence import ModelEvidence, Source
+from autoprune.files import read_json, write_json
 from autoprune.recovery import RecoveryContext
 from autoprune.settings import TrialSettings
 from autoprune.tasks import Task
@@ -71,6 +73,19 @@ class Bench:
             cache=self.evidence_folder,
             fingerprint=self.base.fingerprint,
         )
+
+    @functools.cached_property
+    def layer_times(self) -> LayerTimes:
+        """Times of the base model's layers on one sample; every process with the same evidence folder has the same."""
+        structure, folder = self.base.structure, self.evidence_folder
+        file = None if folder is None else folder / f"layer_times_{structure.fingerprint[:16]}.json"
+        if file is not None and file.is_file():
+            return LayerTimes.parse(read_json(file))
+        inputs, _ = next(self.data.train.batches(1, limit=1, device=self.device))
+        found = time_layers(self.model, structure, inputs, laid_out=self.laid_out)
+        if file is not None:
+            write_json(file, found.plain())
+        return found
 
     def fresh(self, seed: int) -> nn.Module:
         """Return a model of the base model's architecture with new weights, where trials run, in eval mode."""

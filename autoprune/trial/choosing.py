@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from autoprune.allocation import AllocationContext
+from autoprune.allocation._base import Cost as CostOfCounts
 from autoprune.errors import BadRecipe, NotApplicable
 from autoprune.evidence import Evidence, ModelEvidence
 from autoprune.graph import Structure
@@ -170,17 +171,27 @@ def _allocation_context(
     probe: Probe | None,
 ) -> AllocationContext:
     target = recipe.target.at(progress)
-    flops, params = target.flops_fraction, target.params_fraction
+    cost, budget = _limited(target, bench, structure)
     return AllocationContext(
         scores=scores,
         structure=structure,
         full_sizes={g.name: g.size for g in bench.base.structure.groups},
-        cost=structure.total_params if flops is None else structure.total_flops,
-        budget=bench.base.params * (params or 1.0) if flops is None else bench.base.flops * flops,
+        cost=cost,
+        budget=budget,
         min_keep_fraction=recipe.min_keep_fraction,
         evidence=evidence,
         measure=probe,
     )
+
+
+def _limited(target: Target, bench: Bench, structure: Structure) -> tuple[CostOfCounts, float]:
+    """Return the cost of counts (G,) that allocations look at, and what it may be: of several limits the first."""
+    if target.flops_fraction is not None:
+        return structure.total_flops, bench.base.flops * target.flops_fraction
+    if target.params_fraction is not None:
+        return structure.total_params, bench.base.params * target.params_fraction
+    times, allowed = bench.layer_times, target.latency_fraction or 1.0
+    return functools.partial(times.predicted_ms, structure), times.base_ms * allowed
 
 
 def _repair(
@@ -207,7 +218,9 @@ def _energies(recipe: Recipe, context: AllocationContext) -> Energies:
 
 
 def budget_of(bench: Bench, target: Target) -> Budget:
-    return Budget(flops=bench.base.flops, params=bench.base.params, target=target)
+    """Return the base model's cost with the target; layers are timed where it has a latency."""
+    latency = None if target.latency_fraction is None else bench.layer_times.fraction
+    return Budget(flops=bench.base.flops, params=bench.base.params, target=target, latency=latency)
 
 
 def highest(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, list[int]]:

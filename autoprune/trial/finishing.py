@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from autoprune.certified.verify import certify
+from autoprune.cost import latencies_ms
 from autoprune.deployment.quantised import Quantised, measured_on, quantise
 from autoprune.recipe import Recipe
 from autoprune.seeds import derive_seed
@@ -20,7 +21,8 @@ class Finished:
     """The quantised file, where the recipe asks for one, and metrics on the validation split.
 
     metrics: int8_accuracy, int8_loss, int8_bytes, float_bytes of the file; certified_accuracy, certified_error,
-    attacked_accuracy, certified_clean_accuracy, certified_epsilon, certified_count where an epsilon is given.
+    attacked_accuracy, certified_clean_accuracy, certified_epsilon, certified_count where an epsilon is given;
+    latency_ms and latency_fraction, of the base model's, where the target is one of latency.
     """
 
     quantised: Quantised | None = None
@@ -41,7 +43,19 @@ def finish(model: nn.Module, recipe: Recipe, bench: Bench, seed: int, samples: i
     samples: of the validation split for the quantised file, None is all. The same seed gives the same file.
     Raises MissingDependency, Failure (NotApplicable for a network that cannot be certified), CheckFailed.
     """
-    return _deployed(model, recipe, bench, seed, samples) + _certified(model, recipe, bench)
+    return (
+        _deployed(model, recipe, bench, seed, samples) + _certified(model, recipe, bench) + _timed(model, recipe, bench)
+    )
+
+
+def _timed(model: nn.Module, recipe: Recipe, bench: Bench) -> Finished:
+    """Time the model and the base model in turns where a share of the latter's time was the target."""
+    if recipe.target.latency_fraction is None:
+        return Finished()
+    began = time.perf_counter()
+    inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
+    own, base = latencies_ms((model, bench.model), inputs)
+    return Finished(metrics={"latency_ms": own, "latency_fraction": own / base}, cost=_spent(0, began))
 
 
 def quantised(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> Quantised | None:

@@ -131,7 +131,7 @@ def prepare(recipe: Recipe, bench: Bench, seed: int) -> Prepared:
         ),
         kept=state.kept,
         amounts=dataclasses.replace(cut.amounts, skipped=state.skipped),
-        notes=(*shorter.notes, *cut.notes, *remark, *thin.notes, *sparse.notes),
+        notes=(*shorter.notes, *cut.notes, *remark, *thin.notes, *sparse.notes, *_predicted(cut.amounts, bench)),
         cost=dataclasses.replace(cost, seconds=time.perf_counter() - began),
     )
 
@@ -196,6 +196,13 @@ def _narrowed(recipe: Recipe, bench: Bench, seed: int, state: State, evidence: M
             evidence = ModelEvidence(state.model, state.structure, bench.source, seed=derive_seed(seed, "score", i))
     whole = tuple(f"{group} stays whole: {reason}" for group, reason in notes.items())
     return _Narrowed(state=state, amounts=amounts, implanted=implanted, notes=(*whole, *told), cost=cost + chooser.cost)
+
+
+def _predicted(amounts: Amounts, bench: Bench) -> tuple[str, ...]:
+    if amounts.latency_fraction is None:
+        return ()
+    error = bench.layer_times.error
+    return (f"latency: predicted to be {amounts.latency_fraction:.3f} of the base model's (mean error {error:.0%})",)
 
 
 def _implanted(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from autoprune.data.split import map_tensors
 from autoprune.errors import CheckFailed, Failure, MissingDependency
+from autoprune.graph import causal
 from autoprune.tasks import forward
 
 Format = Literal["onnx", "pt2"]
@@ -101,9 +102,10 @@ def program_of(model: nn.Module, inputs: Any) -> torch.export.ExportedProgram:
     positional, by_keyword = _arguments(_samples(inputs, 2))
     shapes = [_free_batch(value) for value in positional] or None
     named = {name: _free_batch(value) for name, value in by_keyword.items()}
-    return torch.export.export(
-        model, positional, by_keyword or None, dynamic_shapes=named or (tuple(shapes) if shapes else None)
-    )
+    with causal.undetected():
+        return torch.export.export(
+            model, positional, by_keyword or None, dynamic_shapes=named or (tuple(shapes) if shapes else None)
+        )
 
 
 def _free_batch(value: Tensor) -> dict[int, Any]:

@@ -11,8 +11,9 @@ Limits are seconds of processor time, so that a busy machine changes no result; 
 exact: cut equals masked in float64 within 1e-9 (1e-4 where only float32 runs), FLOPs and parameters as predicted,
 every parameter that had a gradient still has one, shapes kept in training, state_dict round trip.
 
-memory: the most that the process holds while tracing and verifying, beyond what it held before and beyond one forward
-pass of the model as it is, in sizes of the model's parameters and buffers (`resident.py`; Linux only).
+tensors, memory: the most that tensors, and the whole process, hold while tracing and verifying, beyond what was held
+before and beyond one forward pass of the model as it is, in sizes of the model's parameters and buffers
+(`resident.py`; memory on Linux only). Tensors are counted where the process holds more than three sizes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ TABLE = (
     ("exact", "exact"), ("prunable", "prunable"), ("half_flops", "at half"), ("groups", "groups"),
     ("trace_cpu_s", "trace s"), ("verify_cpu_s", "verify s"), ("copy_ms", "copy ms"), ("cut_ms", "cut ms"),
 )  # fmt: skip
+
+
+_ALLOWED = 3
+"""Sizes of the model that tracing and verifying may hold, beyond one forward pass."""
 
 
 def main() -> None:
@@ -115,7 +120,7 @@ def _child(name: str, torch_pruning: bool) -> dict[str, Any]:
 def _autoprune(model: Any, example: Any) -> dict[str, Any]:
     import copy
 
-    from resident import beyond_forward
+    from resident import beyond_forward, tensors_beyond_forward
 
     from autoprune.errors import AutopruneError
     from autoprune.graph import trace
@@ -134,6 +139,10 @@ def _autoprune(model: Any, example: Any) -> dict[str, Any]:
         return {**row, "error": f"{type(error).__name__}: {error}"}
     (structure,) = found
     row["memory"], row["model_mib"] = round(memory, 2), round(size / 2**20, 1)
+    if memory > _ALLOWED:
+        # a second trace, to tell the model's tensors from what a process holds besides
+        tensors, forward = tensors_beyond_forward(model, example, lambda: trace(model, example))
+        row["tensors"], row["forward"] = round(tensors, 2), round(forward, 2)
     for unit in ("s", "cpu_s"):
         row[f"trace_{unit}"] = round(row.pop(f"both_{unit}") - row[f"verify_{unit}"], 2)
     keep = {name: list(range(0, size, 2)) for name, size in zip(structure.names, structure.group_sizes, strict=True)}

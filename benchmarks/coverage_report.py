@@ -28,9 +28,12 @@ images where a model allows, one thread.
 
 exact: cut equals masked in float64 within 1e-9 relative, FLOPs and parameters as predicted, no gradient lost, training
 shapes kept, state_dict round trip. prunable: share of the FLOPs that goes when every group keeps one unit. at half:
-FLOPs left when every group keeps half of its units. Times are seconds (milliseconds) of processor time. memory: the
-most that tracing and verifying held (resident memory of the process), beyond what was held before and beyond one
-forward pass of the model as it is, in sizes of the model. The graph takes some megabytes of it, even for small models.
+FLOPs left when every group keeps half of its units. Times are seconds (milliseconds) of processor time. tensors: the
+most that lived in tensors at once while tracing and verifying, beyond one forward pass of the model as it is, in sizes
+of the model. memory: the same of the whole process, as the system counts it. It also has the Python objects of the
+graph, which are some megabytes for every model, and memory that was freed and that the C library keeps for itself.
+Comparing in float64 takes the model twice, and the activations of a forward pass twice. Tensors are counted where the
+process held more than three sizes.
 """
 BESIDE = """## Side by side with Torch-Pruning
 
@@ -41,8 +44,8 @@ Torch-Pruning includes building its graph, which has to be done for each cut.
 """
 COLUMNS = (
     ("exact", "exact"), ("prunable", "prunable"), ("half_flops", "at half"), ("groups", "groups"),
-    ("trace_cpu_s", "trace s"), ("verify_cpu_s", "verify s"), ("memory", "memory"), ("copy_ms", "copy ms"),
-    ("cut_ms", "cut ms"),
+    ("trace_cpu_s", "trace s"), ("verify_cpu_s", "verify s"), ("tensors", "tensors"), ("memory", "memory"),
+    ("copy_ms", "copy ms"), ("cut_ms", "cut ms"),
 )  # fmt: skip
 
 
@@ -94,13 +97,21 @@ def _summary(listed: Sequence[str], rows: dict[str, Row]) -> Iterable[str]:
 
 
 def _memory(done: Sequence[Row]) -> str:
-    known = [row for row in done if "model_mib" in row]
+    known = [row for row in done if "memory" in row]
+    over = [row for row in known if row["memory"] > 3]
     if not known:
         return ""
-    over = [row for row in known if row["memory"] > 3]
-    worst = max(over, key=lambda row: row["model_mib"], default=None)
-    rest = f"; the largest of the others has {worst['model_mib']:.0f} MiB ({worst['model']})" if worst else ""
-    return f"Memory is within three sizes of the model for {len(known) - len(over)} of {len(known)} models{rest}. "
+    told = f"The process is within three sizes of the model for {len(known) - len(over)} of {len(known)} models"
+    counted = [row for row in over if "tensors" in row]
+    if not counted:
+        return f"{told}. "
+    tensors = [row for row in counted if row["tensors"] > 3]
+    worst = f" (not {', '.join(row['model'] for row in tensors)})" if tensors else ""
+    largest = max(over, key=lambda row: row["model_mib"])
+    return (
+        f"{told}, tensors are for {len(counted) - len(tensors)} of the other {len(counted)}{worst}; the largest of "
+        f"these models has {largest['model_mib']:.0f} MiB ({largest['model']}). "
+    )
 
 
 def _times(rows: Sequence[Row]) -> Iterable[str]:

@@ -2,13 +2,16 @@
 
 Everything is compared in float64. Between two tries the model has its values in its own types, in the memory of the
 user's model where they are the same: a float64 copy with a cut copy beside it would be four times the model.
+
+Training passes, in which nothing but shapes counts, run in the types that the model is written for. Their activations,
+of twice as many samples, would be four times those of a forward pass in float64.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +21,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoprune.graph import surgery, tracer
+from autoprune.graph import failures, surgery, tracer
+from autoprune.graph.labels import Why
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A model on which errors show, and inputs. training is None when it cannot train on them; chances: number of
-    training passes; resting: its tensors and the values that they have between two tries."""
+    """A model on which errors show, and inputs. plain: these for a copy that is `plain`; training: the samples twice,
+    for such a copy and for one in the precision of the comparison, None when the model cannot train on them; chances:
+    number of training passes; resting: its tensors and the values that they have between two tries."""
 
     model: nn.Module
     inputs: tracer.Inputs
-    training: tracer.Inputs | None
+    plain: tracer.Inputs
+    training: tuple[tracer.Inputs, tracer.Inputs] | None
     shapes: Any
     dtype: torch.dtype
     flops: float
@@ -56,22 +62,31 @@ class Bench:
                 continue
             break
         random = _randomise(ready)
+        # Parameters that were left as they were lie where they did.
+        rest = [
+            values if isinstance(t, nn.Parameter) and id(t) not in random else t.data.to(values.dtype)
+            for t, values in zip(tensors, before, strict=True)
+        ]
+        for tensor, values in zip(tensors, rest, strict=True):
+            tensor.data = values
         twice = tracer.twice(given)
-        found = _train_shapes(ready, twice)
-        if own:
-            for tensor, values in zip(tensors, before, strict=True):
-                # Parameters that were left as they were lie where they did.
-                same = isinstance(tensor, nn.Parameter) and id(tensor) not in random
-                tensor.data = values if same else tensor.data.to(values.dtype)
+        found, rest = _trained(ready, tensors, rest, _typed(twice, inputs), None)
+        if isinstance(found, Exception):
+            found, rest = _trained(ready, tensors, rest, twice, dtype)
+        if not own:
+            rest = [values.to(surgery.widened(values, dtype)) for values in rest]
+        for tensor, values in zip(tensors, rest, strict=True):
+            tensor.data = values
         return Bench(
             ready,
             given,
-            None if isinstance(found, Exception) else twice,
+            _typed(given, inputs),
+            None if isinstance(found, Exception) else (_typed(twice, inputs), twice),
             found,
             dtype,
             float(counter.get_total_flops()),
             chances,
-            tuple((tensor, tensor.data) for tensor in tensors),
+            tuple(zip(tensors, rest, strict=True)),
         )
 
     @property
@@ -87,6 +102,27 @@ class Bench:
         plain = (p for p in self.model.parameters() if type(p) is nn.Parameter)
         return {id(p): nn.Parameter(p.data, requires_grad=False) for p in plain}
 
+    def training_problem(
+        self, copied: Callable[[], nn.Module], keeps_shapes: Callable[[nn.Module, tracer.Inputs], bool]
+    ) -> Why | None:
+        """What is wrong with the training pass of a copy that `copied` makes of the model, with its values of then.
+
+        In the types that the model is written for; or in those of the comparison, since what ran in float64 may have
+        left values in modules.
+        """
+        why = None
+        for i, inputs in enumerate(self.training or ()):
+            with self.ready() if i else contextlib.nullcontext():
+                small = copied()
+            try:
+                fits = keeps_shapes((small if i else plain(small)).train(), inputs)
+            except Exception as error:
+                why = Why("verification", failures.failing_module(small, error), failures.short(error))
+                failures.forget(error)
+            else:
+                return None if fits else Why("verification", "", "training outputs change their shapes")
+        return why
+
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
         """With the model in the precision of the comparison; what is changed in it meanwhile is forgotten."""
@@ -97,6 +133,27 @@ class Bench:
         finally:
             for tensor, held in self.resting:
                 tensor.data = held
+
+
+def plain(copied: nn.Module) -> nn.Module:
+    """The same model in types that run everywhere: half precision becomes float32."""
+    for tensor in (*copied.parameters(), *copied.buffers()):
+        tensor.data = tensor.data.to(_plain(tensor.dtype))
+    return copied
+
+
+def _plain(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _typed(values: tracer.Inputs, like: tracer.Inputs) -> tracer.Inputs:
+    """The same inputs in the types of others, except half precision."""
+
+    def convert(item: Any, other: Any) -> Any:
+        return item.to(_plain(other.dtype)) if isinstance(item, Tensor) else item
+
+    result: tracer.Inputs = pytree.tree_map(convert, values, like)
+    return result
 
 
 def _widen(tensors: list[Tensor], values: list[Tensor], dtype: torch.dtype) -> None:
@@ -140,14 +197,27 @@ def _randomise(model: nn.Module) -> set[int]:
     return replaced
 
 
+def _trained(
+    model: nn.Module, tensors: list[Tensor], rest: list[Tensor], inputs: tracer.Inputs, dtype: torch.dtype | None
+) -> tuple[Any, list[Tensor]]:
+    """Shapes of a training pass or the exception, and the values at rest afterwards. dtype: if not the model's own."""
+    if dtype is None and (found := _foretold(model, inputs)) is not None:
+        return found, rest
+    for tensor, values in zip(tensors, rest, strict=True):
+        tensor.data = values.to(surgery.widened(values, dtype) if dtype else _plain(values.dtype), copy=True)
+    found = _train_shapes(model, inputs)
+    # Of what the pass has changed only statistics stay.
+    after = [
+        values if isinstance(tensor, nn.Parameter) else tensor.data.to(values.dtype)
+        for tensor, values in zip(tensors, rest, strict=True)
+    ]
+    return found, after
+
+
 def _train_shapes(model: nn.Module, inputs: tracer.Inputs) -> Any:
     """Shapes of a training pass, or the exception. Leaves fitting statistics, so that signals keep their
     size."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None]
-    # torch takes a recurrent layer apart, step by step, to foretell its shapes.
-    steps = any(isinstance(m, nn.RNNBase) for m in model.modules())
-    if not norms and not steps and (found := _foretold(model, inputs)) is not None:
-        return found
+    norms = _fitted(model)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
@@ -165,8 +235,17 @@ def _train_shapes(model: nn.Module, inputs: tracer.Inputs) -> Any:
                 norm.running_var.mul_(0.8 + 0.4 * torch.rand_like(norm.running_var)).clamp_(min=1e-3)
 
 
+def _fitted(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    """The layers whose statistics a training pass fits."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    return [norm for norm in norms if norm.running_mean is not None]
+
+
 def _foretold(model: nn.Module, inputs: tracer.Inputs) -> list[tuple[int, ...]] | None:
-    """Shapes of a training pass without doing its arithmetic; None where they depend on values."""
+    """Shapes of a training pass without doing its arithmetic; None where they depend on values, or others on it."""
+    # torch takes a recurrent layer apart, step by step, to foretell its shapes.
+    if _fitted(model) or any(isinstance(m, nn.RNNBase) for m in model.modules()):
+        return None
     held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     try:
         # A copy of all but the tensors: modules may keep what they compute.

@@ -49,8 +49,8 @@ Definition = tuple[IntArray, IntArray]
 class Components:
     """roots (N,): the smallest label of each label's component. locks (N,): index into `whys` of its first
     lock, -1 without. parts: root of a defined component -> roots of the open components it depends on,
-    locked_parts: of those that are locked. grid (N,):
-    1 + which axis of a split a label came from, 0 for all others."""
+    locked_parts: of those that are locked, at any depth. grid (N,): 1 + which axis of a split a label came from, 0 for
+    all others."""
 
     roots: IntArray
     locks: IntArray
@@ -151,8 +151,7 @@ class Labels:
         grid_N = np.zeros(self.count, dtype=np.int64)
         for labels, place in self._grid:
             np.maximum.at(grid_N, roots_N[labels], place)
-        locked = {root: tuple(f for f in factors if lock_N[f] >= 0) for root, factors in defined.items()}
-        return Components(roots_N, lock_N, whys, _parts(defined, lock_N), locked, grid_N)
+        return Components(roots_N, lock_N, whys, _parts(defined, lock_N), _locked_below(defined, lock_N), grid_N)
 
 
 def _defined(
@@ -208,6 +207,26 @@ def _parts(defined: Mapping[int, tuple[int, ...]], lock_N: IntArray) -> dict[int
         return done[root]
 
     return {root: visit(root, frozenset()) for root in defined if lock_N[root] < 0}
+
+
+def _locked_below(defined: Mapping[int, tuple[int, ...]], lock_N: IntArray) -> dict[int, tuple[int, ...]]:
+    """First locked components on the way down from every defined one, through open ones."""
+    done: dict[int, tuple[int, ...]] = {}
+
+    def visit(root: int, above: frozenset[int]) -> tuple[int, ...]:
+        if lock_N[root] >= 0:
+            return (root,)
+        if root not in defined or root in above:
+            return ()
+        return below(root, above)
+
+    def below(root: int, above: frozenset[int]) -> tuple[int, ...]:
+        if root not in done:
+            found = (leaf for factor in defined[root] for leaf in visit(factor, above | {root}))
+            done[root] = tuple(dict.fromkeys(found))
+        return done[root]
+
+    return {root: below(root, frozenset()) for root in defined}
 
 
 def _components(count: int, ties: list[tuple[IntArray, IntArray]]) -> IntArray:

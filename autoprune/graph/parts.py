@@ -223,7 +223,8 @@ def within(path: str, name: str) -> bool:
 @dataclass(frozen=True)
 class Part:
     """A range of an axis that the code of a module names by fixed numbers (split, slice, narrow): the rank of the
-    tensor, the axis, and (full length, counter) of what lies before, inside and behind. No counter: nothing there."""
+    tensor, the axis, and (full length, counter) of what lies before, inside and behind. No counter: nothing there.
+    With nothing before and behind, a mean over the axis divides by the full length."""
 
     module: str
     rank: int

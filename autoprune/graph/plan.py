@@ -212,10 +212,17 @@ def _kinds(traced: Traced, solved: Components) -> dict[int, str]:
         for root in np.unique(solved.roots[labels]).tolist():
             # Batch and heads may have been merged: then the heads are the one factor that can be cut.
             parts = solved.parts.get(root, ())
-            found = parts[0] if len(parts) == 1 else root
+            found = parts[0] if len(parts) == 1 else _inmost(root, solved)
             if solved.grid[found]:
                 kinds.setdefault(found, kind)
     return kinds
+
+
+def _inmost(root: int, solved: Components) -> int:
+    """What decides on a component that cannot be cut: where batch and heads are one axis, the heads, which come last
+    in it."""
+    locked = solved.locked_parts.get(root, ()) if solved.locks[root] >= 0 else ()
+    return max((root, *locked), key=lambda part: int(solved.grid[part]))
 
 
 def _labels(traced: Traced, key: Key) -> IntArray:
@@ -311,13 +318,10 @@ def _locked_factors(traced: Traced, solved: Components) -> Iterator[FrozenGroup]
             continue
         roots = np.unique(solved.roots[_labels(traced, key)]).tolist()
         factors = {f for root in roots if solved.locks[root] < 0 for f in solved.locked_parts.get(root, ())}
-        found: dict[tuple[str, int], int] = {}
-        for factor in sorted(factors - seen):
-            if factor in kinds:
-                at = (kinds[factor], int(solved.locks[factor]))
-                found[at] = found.get(at, 0) + 1
-        seen |= factors
-        for (kind, lock), size in found.items():
+        inner = {_inmost(factor, solved) for factor in factors}
+        sizes = Counter((kinds[f], int(solved.locks[f])) for f in sorted(inner - seen) if f in kinds)
+        seen |= inner
+        for (kind, lock), size in sizes.items():
             if size > 1:
                 why = solved.whys[lock]
                 name = f"{_owner(key, traced.relations)}#{kind}"

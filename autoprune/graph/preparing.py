@@ -39,6 +39,17 @@ def prepared(model: nn.Module) -> nn.Module:
     return own
 
 
+def check_grown(own: nn.Module, model: nn.Module) -> None:
+    """Raise TraceFailed if a forward pass of the copy made parameters that the model itself does not have."""
+    theirs = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    made = [name for name, _ in own.named_parameters(remove_duplicate=False) if name not in theirs]
+    if made:
+        raise TraceFailed(
+            f"{made[0]!r} is made in the forward pass, anew in every copy of the model. "
+            f"Run the model once on an example input before tracing."
+        )
+
+
 def share(own: nn.Module, model: nn.Module) -> None:
     """Let parameters of a copy have their values in the model's memory, where they are equal still.
 

@@ -39,7 +39,7 @@ class Rescaling:
 @dataclass(frozen=True, eq=False)
 class Operation:
     """One call of an operator: its name ('conv2d', without overload and in-place mark), place and bound
-    arguments."""
+    arguments. of: name of the operator that computed the first argument."""
 
     name: str
     target: str
@@ -50,6 +50,7 @@ class Operation:
     pointwise: bool = False
     origin: Origin | None = None
     unused: bool = False
+    of: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -119,6 +120,7 @@ class Relations:
     readings: dict[str, list[Reading]] = field(default_factory=dict)
     attributes: dict[tuple[str, str], SizeAttribute] = field(default_factory=dict)
     counters: dict[str, IntArray] = field(default_factory=dict)
+    counted_in: dict[str, str] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
     views: dict[View, None] = field(default_factory=dict)
     parts: dict[Part, None] = field(default_factory=dict)
@@ -129,6 +131,8 @@ class Relations:
     unsupported: dict[str, None] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     state: Mapping[str, Value] = field(default_factory=dict)
+    means: dict[tuple[str, int, int], Axis] = field(default_factory=dict)
+    responses: dict[tuple[str, int, int], IntArray] = field(default_factory=dict)
     packed: dict[str, IntArray] = field(default_factory=dict)
     counting: bool = True
 
@@ -214,14 +218,20 @@ class Relations:
                 (module, attribute), SizeAttribute(module, attribute, key[0], key[1], multiply, divide)
             )
 
-    def counter(self, module: str, attribute: str, labels: IntArray, op: Operation) -> None:
-        """Let an int attribute of a module count labels that are no axis of any parameter."""
+    def counter(self, module: str, attribute: str, labels: IntArray, op: Operation, nearer: bool = False) -> None:
+        """Let an int attribute of a module count labels that are no axis of any parameter.
+
+        nearer: a module inside this one has a size of its own for these labels. Where several do, as the layers of
+        nn.Transformer have their heads, no number of the outer one speaks for all of them: it stays as it is.
+        """
         name = f"{module}:{attribute}"
-        if name in self.counters:
+        if name not in self.counters:
+            self.counters[name], self.counted_in[name] = labels, op.module
+            self.count(module, attribute, (name, 0), len(labels))
+        elif nearer and op.module != self.counted_in[name]:
+            self.attributes.pop((module, attribute), None)
+        else:
             self.tie(self.counters[name], labels, op, f"{name} is used by two calls")
-            return
-        self.counters[name] = labels
-        self.count(module, attribute, (name, 0), len(labels))
 
     def product(self, op: Operation, sizes: tuple[int, ...], axes: tuple[Axis, ...]) -> None:
         """Add a product of activations: its FLOPs are 2 * the product of all sizes, those with labels as they

@@ -1,8 +1,9 @@
 """Modules whose code fixes sizes of views, splits and slices: after a cut they ask for the sizes that are left.
 
 Code such as `x.reshape(B, N, C)` with C taken from the input, or `x.split([32, 64], 1)`, cannot follow when channels
-are removed. A module with such code gets a subclass of its own class, whose forward pass runs the same code under a
-mode that corrects these sizes. Verification proves the result like any other cut. The subclass copies and pickles.
+are removed; a mean over channels would divide by fewer of them. A module with such code gets a subclass of its own
+class, whose forward pass runs the same code under a mode that corrects these sizes. Verification proves the result like
+any other cut. The subclass copies and pickles.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ PARTS_NAME = "_autoprune_parts"
 _VIEWS: frozenset[Any] = frozenset({Tensor.view, Tensor.reshape, torch.reshape})
 _BY_SIZES: tuple[Any, ...] = (torch.split, Tensor.split, torch.split_with_sizes, Tensor.split_with_sizes)
 _SPLITS: frozenset[Any] = frozenset(_BY_SIZES)
+_MEANS: frozenset[Any] = frozenset({torch.mean, Tensor.mean})
 _NARROWS: frozenset[Any] = frozenset({torch.narrow, Tensor.narrow})
 
 
@@ -42,14 +44,31 @@ def resize(module: nn.Module, rules: Sequence[Rule], parts: Sequence[PartRule] =
     setattr(module, PARTS_NAME, [(int(rank), int(axis), tuple(old), tuple(new)) for rank, axis, old, new in parts])
 
 
+def resize_around(model: nn.Module) -> None:
+    """Let encoders whose attention was resized do without the nested tensors that it cannot take."""
+    for module in model.modules():
+        if not isinstance(module, nn.TransformerEncoder) or hasattr(module, RULES_NAME):
+            continue
+        if any(isinstance(inner, nn.MultiheadAttention) and hasattr(inner, RULES_NAME) for inner in module.modules()):
+            kind = type(module)
+            resize(module, ())
+            # Code of a subclass asks for it itself.
+            module.use_nested_tensor = module.use_nested_tensor and _forward_for(kind) is not None
+
+
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 """Made once for each class, so that two copies of a model have modules of the same class."""
 
 
 def _resized_class(base: type[nn.Module]) -> type[nn.Module]:
     if base not in _CLASSES:
-        _CLASSES[base] = _made(base, FORWARDS.get(base))
+        _CLASSES[base] = _made(base, _forward_for(base))
     return _CLASSES[base]
+
+
+def _forward_for(base: type[nn.Module]) -> Callable[..., Any] | None:
+    """The forward pass that takes the place of this class's, if it has that of a class of torch."""
+    return next((own for kind, own in FORWARDS.items() if base.forward is kind.forward), None)
 
 
 def _made(base: type[nn.Module], own: Callable[..., Any] | None) -> type[nn.Module]:
@@ -90,6 +109,8 @@ class _Resized(TorchFunctionMode):
             return _split(*args, **kwargs, rules=self.parts)
         elif self.parts and func in _NARROWS:
             return _narrow(*args, **kwargs, rules=self.parts)
+        elif self.parts and func in _MEANS and args:
+            return _mean(func, *args, **kwargs, rules=self.parts)
         elif self.parts and func is Tensor.__getitem__:
             return args[0][sliced(args[1], tuple(args[0].shape), self.parts)]
         return func(*args, **kwargs)
@@ -150,6 +171,24 @@ def _narrow(tensor: Tensor, dim: int, start: Any, length: int, *, rules: Sequenc
         start += whole
     first, last = _range(slice(start, start + length), (tensor.dim(), axis, tensor.shape[axis]), rules)
     return torch.narrow(tensor, dim, first, last - first)
+
+
+def _mean(func: Any, tensor: Tensor, dim: Any = None, *more: Any, rules: Sequence[PartRule], **named: Any) -> Tensor:
+    """With the divisor that the full model has."""
+    dim = named.pop("axis", None) if dim is None else dim
+    given = (dim,) if isinstance(dim, int) else tuple(range(tensor.dim())) if dim is None else tuple(dim)
+    dims = [axis % tensor.dim() for axis in given]
+    factor = math.prod(divided(axis, tuple(tensor.shape), rules) for axis in dims)
+    result: Tensor = func(tensor, dims, *more, **named)
+    return result if factor == 1 else result * factor
+
+
+def divided(axis: int, shape: tuple[int, ...], rules: Sequence[PartRule]) -> float:
+    """Length of an axis that is left, over that in the code; one where no mean over it is known."""
+    for rank, at, old, new in rules:
+        if (rank, at, sum(new)) == (len(shape), axis, shape[axis]) and old[0] == old[2] == 0:
+            return new[1] / old[1]
+    return 1.0
 
 
 def sliced(index: Any, shape: tuple[int, ...], rules: Sequence[PartRule]) -> Any:

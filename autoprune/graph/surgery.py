@@ -224,6 +224,8 @@ def _resize(
 ) -> None:
     for path in dict.fromkeys((*views, *parts)):
         resizing.resize(model.get_submodule(path), views.get(path, ()), parts.get(path, ()))
+    if views or parts:
+        resizing.resize_around(model)
 
 
 def mask(structure: Structure, model: nn.Module, keep: Keep) -> nn.Module:

@@ -35,6 +35,7 @@ def trace(
         inputs = tracer.as_inputs(example_inputs)
         own = preparing.prepared(model)
         total, seen = _count(own, inputs)
+        preparing.check_grown(own, model)
         preparing.share(own, model)
         with torch.random.fork_rng(preparing.devices(own)):
             traced = tracer.trace_relations(own, inputs)
@@ -51,8 +52,7 @@ def trace(
             torch.manual_seed(0)
             bench = verification.bench_for(structure, own, inputs)
             # Blocks first: what they show of the fixed part of the cost does not depend on groups.
-            with bench.ready():
-                structure = block_proof.proven(structure, bench, program)
+            structure = block_proof.proven(structure, bench, program)
         del program
         return verification.verified(structure, own, inputs, hints, bench)
 

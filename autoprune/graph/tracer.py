@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from autoprune.errors import TraceFailed
-from autoprune.graph import adapters, failures, origins, rules
+from autoprune.graph import adapters, causal, failures, origins, rules
 from autoprune.graph.labels import Value, Why
 from autoprune.graph.relations import Operation, Origin, Relations
+from autoprune.graph.stepless import stepless
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -128,7 +129,7 @@ def _state(model: nn.Module) -> tuple[dict[str, str], dict[str, torch.Tensor], d
 
 def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     try:
-        with warnings.catch_warnings(), torch.no_grad(), failures.quiet_export():
+        with warnings.catch_warnings(), torch.no_grad(), failures.quiet_export(), causal.undetected(), stepless():
             warnings.simplefilter("ignore")
             return torch.export.export(model, inputs[0], inputs[1], strict=False)
     except Exception as error:
@@ -247,6 +248,7 @@ def _operation(node: torch.fx.Node, seen: dict[torch.fx.Node, Any], rel: Relatio
         pointwise=torch.Tag.pointwise in getattr(node.target, "tags", ()),
         origin=_query_origin(node, scopes, seen, rel),
         unused=not node.users,
+        of=_name(node.args[0].target) if node.args and isinstance(node.args[0], torch.fx.Node) else "",
     )
 
 

@@ -7,6 +7,7 @@ alone.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import re
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoprune.graph import failures, preparing, surgery, tracer
+from autoprune.graph import crossing, failures, preparing, surgery, tracer
 from autoprune.graph.bench import Bench, leaves, shapes
 from autoprune.graph.freezing import without
 from autoprune.graph.labels import Why
+from autoprune.graph.lively import Lively
 from autoprune.graph.parts import FrozenGroup, Group, IntArray
 from autoprune.graph.rules.elementwise import NOT_ZERO
 from autoprune.graph.search import Search
@@ -172,15 +174,6 @@ def _frozen(structure: Structure, problems: Mapping[str, Why], hints: Mapping[st
     return frozen
 
 
-def _crossed(structure: Structure) -> set[str]:
-    """Groups that share an axis with others, as heads do with the dimensions inside them."""
-    units = [plan.units for found in structure.plans_by_axis.values() if len(found) > 1 for plan in found]
-    if not units:
-        return set()
-    every = np.unique(np.concatenate(units))
-    return {structure.names[i] for i in np.searchsorted(structure.offsets, every[every >= 0], side="right") - 1}
-
-
 class _Trial:
     """Tries sets of groups; a group loses the same units in every set, so that a search finds what failed."""
 
@@ -194,8 +187,9 @@ class _Trial:
             name: np.sort(generator.choice(size, draw(size, generator), replace=False))
             for name, size in zip(structure.names, structure.group_sizes, strict=True)
         }
-        single = {name for name in _crossed(structure) if len(self.keep[name]) == 1}
-        self.hidden = set() if self.narrowest else single
+        self.apart = [] if self.narrowest else crossing.apart(structure)
+        self.hidden = {name for members in self.apart for name in members if len(self.keep[name]) == 1}
+        self._sharing = {name for members in self.apart for name in members}
         self._known: dict[frozenset[str], Why | None] = {}
 
     def problem(self, names: Sequence[str]) -> Why | None:
@@ -209,27 +203,40 @@ class _Trial:
         found = self._tried(names)
         if found is not None or len(names) < 2 or not self.hidden.intersection(names):
             return found
-        # One part of one channel each: every order of them is the same. Next to a whole group a wrong order shows.
-        return self._tried(names[::2]) or self._tried(names[1::2])
+        # One part of one channel each: every order of them is the same. Next to a whole group a wrong order shows, if
+        # no channel is dead.
+        for members in self.apart:
+            others = self._sharing - members
+            if found := self._tried([name for name in names if name not in others], lively=True):
+                return found
+        return None
 
-    def _tried(self, names: Sequence[str]) -> Why | None:
+    def _tried(self, names: Sequence[str], lively: bool = False) -> Why | None:
+        with Lively() if lively else contextlib.nullcontext():  # type: ignore[no-untyped-call]
+            found, finite = self._compared(names)
+        # Code that is written for positive numbers may divide by zero without them.
+        return found if finite or not lively else self._tried(names)
+
+    def _compared(self, names: Sequence[str]) -> tuple[Why | None, bool]:
+        """What goes wrong, and whether the masked model gives numbers only."""
         keep = {name: self.keep[name] for name in names}
         model = self.structure.cut(self.bench.model, keep, dtype=self.bench.dtype)
         try:
             with FlopCounterMode(display=False) as counter:
                 cut = self._run(model)
             saved = (self.bench.flops - counter.get_total_flops()) / tracer.batch_size(self.bench.inputs)
-            training = self._training_problem(model)
-            # The cut copy goes before the full model takes its place: both at once are too much for large ones.
+            # A copy goes before the next one comes: two at once are too much for large models.
             model = self.bench.model
+            training = self._training_problem(keep)
             with self.bench.ready():
                 surgery.zero(self.structure, model, keep)
                 full = self._run(model)
-            return self._difference(cut, full) or self._cost_problem(saved, keep) or training
+            finite = all(bool(leaf.isfinite().all()) for leaf in full)
+            return self._difference(cut, full) or self._cost_problem(saved, keep) or training, finite
         except Exception as error:
             why = Why("verification", failures.failing_module(model, error), failures.short(error))
             failures.forget(error)
-            return why
+            return why, True
 
     def _run(self, model: nn.Module) -> list[Tensor]:
         args, kwargs = self.bench.inputs
@@ -255,17 +262,19 @@ class _Trial:
                 return Why("verification", "", f"{_DIFFER} by {error:.1e} of the largest")
         return None
 
-    def _training_problem(self, small: nn.Module) -> Why | None:
+    def _training_problem(self, keep: Mapping[str, IntArray]) -> Why | None:
         # The narrowest model tells most and costs least.
-        if not self.narrowest or self.bench.training is None:
+        if not self.narrowest:
             return None
-        small.train()
-        args, kwargs = self.bench.training
-        for chance in range(self.bench.chances):
-            torch.manual_seed(chance)
-            if shapes(small(*args, **kwargs)) != self.bench.shapes:
-                return Why("verification", "", "training outputs change their shapes")
-        return None
+
+        def keeps_shapes(small: nn.Module, inputs: tracer.Inputs) -> bool:
+            for chance in range(self.bench.chances):
+                torch.manual_seed(chance)
+                if shapes(small(*inputs[0], **inputs[1])) != self.bench.shapes:
+                    return False
+            return True
+
+        return self.bench.training_problem(lambda: self.structure.cut(self.bench.model, keep), keeps_shapes)
 
 
 def relative_error(small: Tensor, full: Tensor) -> float:

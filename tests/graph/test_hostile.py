@@ -139,6 +139,15 @@ def lazy() -> nn.Module:
         return nn.Sequential(nn.LazyConv2d(8, 3), head(8))
 
 
+class Growing(nn.Module):
+    """Makes a layer when it first sees an input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "late" not in self._modules:
+            self.late = nn.Linear(x.shape[-1], 3)
+        return self.late(x)
+
+
 def quantised() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -167,6 +176,10 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: Model(lambda m, x: object()), "returns tensors, tuples, dicts or data classes"),
     (lambda: nn.Linear(4, 4, device="meta"), "on the meta device.*Load real weights"),
     (lazy, "'0.weight' has no shape yet.*Run the model once"),
+    (
+        lambda: nn.Sequential(nn.Linear(4, 6), Growing()),
+        "'1.late.weight' is made in the forward.*Run the model once",
+    ),
     (quantised, "module '0' is quantised.*Prune the float model"),
     (scripted, "module '1' is TorchScript.*Give the Python model"),
     (pruned, "module '0' keeps the result of a computation, 'weight'.*prune.remove"),
@@ -183,6 +196,14 @@ def test_refused_with_the_cause_and_without_noise(
     with pytest.raises(TraceFailed, match=message):
         trace(model, torch.ones(2, 4))
     assert capfd.readouterr() == ("", "")
+
+
+def test_layers_made_in_the_forward_pass_are_cut_once_they_are_there() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), Growing(), nn.ReLU(), nn.Linear(3, 2)).eval()
+    model(torch.ones(2, 4))
+    structure = trace(model, torch.ones(2, 4))
+    assert dict(zip(structure.names, structure.group_sizes, strict=True)) == {"0": 6, "2.late": 3}
+    assert structure.cut(model, 0.5)(torch.ones(2, 4)).shape == (2, 2)
 
 
 def test_only_warnings_of_torch_itself_are_dropped() -> None:

@@ -71,6 +71,40 @@ def test_at_most_three_times_the_model(block: type[Branch], norm: bool) -> None:
     assert ("1.up" in found[0].names) == (block is Branch)
 
 
+class Seeing(nn.Module):
+    """A residual block over images, whose activations take more than half as much as all weights do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = (
+            nn.Conv2d(width, 4 * width, 1),
+            nn.BatchNorm2d(4 * width),
+            nn.Conv2d(4 * width, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.norm(self.up(x))))
+
+
+def test_training_passes_take_no_more_than_the_comparison() -> None:
+    torch.manual_seed(0)
+    # A stage that is no block, and blocks: the former trains in the proof of the latter.
+    stage = [nn.Conv2d(3, 512, 1), nn.BatchNorm2d(512), nn.ReLU(), nn.Conv2d(512, 128, 1)]
+    model = nn.Sequential(*stage, *(Seeing(128) for _ in range(5)), nn.Conv2d(128, 4, 1)).eval()
+    example = torch.randn(1, 3, 20, 20)
+    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    found: list[Structure] = []
+
+    def run() -> None:
+        with torch.no_grad():
+            model(example)
+
+    forward = peak_bytes(run)
+    assert forward > 0.5 * size
+    assert peak_bytes(lambda: found.append(trace(model, example))) <= 3 * size + forward
+    assert len(found[0].blocks) == 5
+
+
 class Renormed(nn.Module):
     """torch writes into the weight of this embedding in every forward pass, training or not."""
 

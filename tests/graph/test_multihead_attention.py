@@ -83,16 +83,53 @@ def test_heads_and_their_dimensions_are_cut_exactly(how: How) -> None:
     assert sum(p.numel() for p in cut.parameters()) == structure.params(keep)
 
 
-def test_weights_that_are_an_output_keep_all_heads() -> None:
-    class Shown(Net):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-            query = self.embed(x)
-            found, weights = self.attention(query, query, query)
-            return self.out(torch.relu(query + found)), weights
+class Shown(Net):
+    """Its weights, the mean or each head's, are a second output."""
 
-    structure = trace(Shown(How()).eval(), torch.randn(2, 5, 6))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        query = self.embed(x)
+        found, weights = self.attention(query, query, query, average_attn_weights=self.how.weights == "mean")
+        return self.out(torch.relu(query + found)), weights
+
+
+class Picked(Net):
+    """Goes on with the mean of the weights, or with those of one head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.embed(x)
+        found, weights = self.attention(query, query, query, average_attn_weights=self.how.weights == "mean")
+        weights = weights if self.how.weights == "mean" else weights[:, 0]
+        return self.out(torch.relu(query + found + weights @ query))
+
+
+class PerHead(Net):
+    """A mask for each head, made in the code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, tokens = self.embed(x), x.shape[1]
+        mask = torch.zeros(x.shape[0] * HEADS, tokens, tokens)
+        return self.out(query + self.attention(query, query, query, need_weights=False, attn_mask=mask)[0])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "weights", "operator", "reason"),
+    [
+        (Shown, "mean", "aten.mean.dim", "combines all channels"),
+        (Shown, "each", "output", "output of the network"),
+        (Picked, "mean", "aten.mean.dim", "combines all channels"),
+        (Picked, "each", "aten.select.int", "a fixed index picks one of these channels"),
+        (PerHead, "", "aten.scaled_dot_product_attention.default", "masked per head by something fixed"),
+    ],
+)
+def test_heads_that_stay_are_reported_with_the_reason(
+    kind: type[Net], weights: str, operator: str, reason: str, batch: int
+) -> None:
+    structure = trace(kind(How(weights=weights)).eval(), torch.randn(batch, 5, 6))
     sizes = dict(zip(structure.names, structure.group_sizes, strict=True))
-    assert [name for name in sizes if name.startswith("attention")] == ["attention#head_dim"]
+    assert {name: size for name, size in sizes.items() if name.startswith("attention")} == {"attention#head_dim": 4}
+    (item,) = (item for item in structure.frozen if item.name == "attention#head")
+    assert (item.size, item.operator, item.reason) == (HEADS, operator, reason)
 
 
 def test_decoder_layer() -> None:

@@ -127,6 +127,7 @@ NARROW = [
     ([("residual", 6), ("transposed", 3), ("channel_shuffle", 2), ("channel_shuffle", 4)], True, 103626),
     ([("depthwise", 3), ("pixel_shuffle", 3), ("conv", 3), ("channel_shuffle", 6)], True, 644675),
     ([("pool", 6), ("dense", 4), ("branches", 6), ("channel_shuffle", 4)], False, 284600),
+    ([("group_norm", 5), ("channel_shuffle", 5), ("pixel_shuffle", 3), ("channel_shuffle", 4)], False, 100502),
 ]
 
 

@@ -33,10 +33,16 @@ def sizes(module: nn.Module, op: Operation, result: Value) -> Iterator[tuple[str
         if not isinstance(held, int) or isinstance(held, bool):
             continue
         found = [axis for axis, labels in enumerate(result.axes) if labels is not None and len(labels) == held]
-        if not found:
+        if not found or (name in _HEADS and _folded(result, held, found)):
             continue
         # (..., 3, heads, dimensions): three heads look like the three of q, k, v, eight like eight dimensions.
         ends = name in _HEADS and len(found) > 1 and found[-1] == len(result.axes) - 1
         labels = result.axes[found[-2 if ends else -1]]
         assert labels is not None
         yield name, labels
+
+
+def _folded(result: Value, heads: int, found: list[int]) -> bool:
+    """Whether heads and batch are one axis here, so that what has the size of the heads are their dimensions."""
+    others = [labels for axis, labels in enumerate(result.axes) if labels is not None and axis not in found]
+    return found == [len(result.axes) - 1] and any(len(a) > heads and len(a) % heads == 0 for a in others)

@@ -65,15 +65,15 @@ def attention(op: Operation, rel: Relations) -> tuple[Value, ...]:
             rel.lock_all(item, op.why("grouped queries"))
     rank = len(op.shape)
     batch = [_aligned(op, rel, values, axis) for axis in range(rank - 2)]
+    inner = rel.tie(query.axes[-1], key.axes[-1], op, _FIXED)
+    _note(op, rel, batch, [inner, value.axes[-1]])
     if mask is not None:
         for axis in range(rank - 2):
             place = axis - rank + len(mask.shape)
             if place >= 0 and mask.shape[place] == op.shape[axis]:
                 batch[axis] = rel.tie(batch[axis], mask.axes[place], op, "masked per head by something fixed")
-    inner = rel.tie(query.axes[-1], key.axes[-1], op, _FIXED)
     for tokens in (query.axes[-2], key.axes[-2], value.axes[-2]):
         rel.labels.lock(tokens, op.why("the softmax combines all of these"))
-    _note(op, rel, batch, [inner, value.axes[-1]])
     if op.arguments.get("scale") is None:
         rel.rescale(query, op)
     lengths = (query.shape[-2], key.shape[-2])

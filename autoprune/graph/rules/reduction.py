@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autoprune.graph.labels import Axis, Value
 from autoprune.graph.relations import Operation, Relations
-from autoprune.graph.rules import elementwise
+from autoprune.graph.rules import elementwise, response
 
 
 def reduce(op: Operation, rel: Relations) -> tuple[Value, ...]:
@@ -20,7 +20,9 @@ def reduce(op: Operation, rel: Relations) -> tuple[Value, ...]:
     axes: list[Axis] = []
     for axis, labels in enumerate(value.axes):
         if axis in dims:
-            if op.name not in _ZEROS_DO_NOT_COUNT and not op.unused:
+            if op.name == "mean" and response.follows(op, rel, value, axis):
+                pass
+            elif op.name not in _ZEROS_DO_NOT_COUNT and not op.unused:
                 rel.labels.lock(labels, op.why("combines all channels"))
             axes.extend([None] if keepdim else [])
         else:

@@ -142,13 +142,13 @@ def select(op: Operation, rel: Relations) -> tuple[Value, ...]:
 
 
 def expand(op: Operation, rel: Relations) -> tuple[Value, ...]:
-    """Axes keep their labels; new and widened ones have none."""
+    """Axes keep their labels. New and widened ones hold one thing many times, so that any of it may go."""
     value = op.values()[0]
     added = len(op.shape) - len(value.shape)
-    axes = [None] * added + [
-        labels if size == op.shape[added + i] else None
-        for i, (labels, size) in enumerate(zip(value.axes, value.shape, strict=True))
-    ]
+    axes: list[Axis] = []
+    for place, size in enumerate(op.shape):
+        whole = place >= added and value.shape[place - added] == size
+        axes.append(value.axes[place - added] if whole else rel.labels.new(size))
     return (Value(op.shape, tuple(axes)),)
 
 

@@ -111,8 +111,8 @@ ARMS: dict[str, dict[str, Arm]] = {
         ),
         "greg_1": _regularised("l1_norm", "uniform", lambda b: _growing(b, "greg_1")),
         "greg_2": _regularised("l1_norm", "uniform", lambda b: _growing(b, "greg_2")),
-        "spectral_radius": _regularised("flatness", "global", lambda b: _flat(b, 0.01)),
-        "spectral_radius, mu = 0.1": _regularised("flatness", "global", lambda b: _flat(b, 0.1)),
+        "spectral_radius": _regularised("flatness", "global", lambda b: _flat(b, 10.0)),
+        "spectral_radius, mu = 3": _regularised("flatness", "global", lambda b: _flat(b, 3.0)),
         "spectral_radius, mu = alpha = 0": _regularised(
             {"name": "flatness", "alpha": 0.0}, "global", lambda b: _flat(b, 0.0)
         ),

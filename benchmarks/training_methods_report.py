@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from statistics import mean
 from typing import Any
@@ -16,7 +17,8 @@ _TITLES = {
 }
 _STARTS = {"base": "the base model's weights", "fresh": "new weights"}
 _REFERENCE = "magnitude"
-_HESSIAN = "eigenvalue of the Hessian"
+# what the method notes; radii by drawn labels are noise and not shown
+_FLATNESS = re.compile(r"of the Hessian (\S+) behind .*radii \(exact labels\) \S+ before it and (\S+) behind")
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -29,6 +31,8 @@ def markdown(rows: Sequence[Row]) -> str:
                 own = [r for r in rows if (r["study"], r["kind"], r.get("start")) == (base["study"], kind, start)]
                 if own:
                     parts += [f"### {title}, from {weights}", _table(own, kind, base)]
+        if flatness := _flatness([r for r in rows if r["study"] == base["study"]]):
+            parts += ["### Flatness at the end of `spectral_radius`", _FLAT, flatness]
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,8 +76,23 @@ def _table(rows: Sequence[Row], kind: str, base: Row) -> str:
             f"{mean(r['seconds'] for r in own):.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    told = [f"- `{r['arm']}`, seed {r['seed']}: {note}." for r in rows for note in r["notes"] if _HESSIAN in note]
-    return "\n".join([*lines, "", *told] if told else lines)
+    return "\n".join(lines)
+
+
+def _flatness(rows: Sequence[Row]) -> str:
+    """Return the table of how flat the minima are that arms of spectral_radius end in, empty without any."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        for match in filter(None, map(_FLATNESS.search, row.get("notes", ()))):
+            hessian, radii = map(float, match.groups())
+            found.setdefault((row["start"], row["arm"]), []).append((hessian, radii))
+    if not found:
+        return ""
+    lines = ["| from | arm | n | Hessian's largest eigenvalue | sum of spectral radii |", "|---|---|---:|---:|---:|"]
+    for (start, arm), own in sorted(found.items()):
+        hessian, radii = (_spread(list(values)) for values in zip(*own, strict=True))
+        lines.append(f"| {_STARTS[start]} | `{arm}` | {len(own)} | {hessian} | {radii} |")
+    return "\n".join(lines)
 
 
 def _over(own: Sequence[Row], reference: Sequence[Row]) -> str:
@@ -90,11 +109,16 @@ def _over(own: Sequence[Row], reference: Sequence[Row]) -> str:
 
 
 def _accuracy(values: Sequence[float]) -> str:
+    return _spread([100 * value for value in values])
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation, of one value itself."""
     if len(values) == 1:
-        return f"{100 * values[0]:.1f}"
+        return f"{values[0]:.1f}"
     middle = mean(values)
     spread = math.sqrt(sum((v - middle) ** 2 for v in values) / (len(values) - 1))
-    return f"{100 * middle:.1f} ± {100 * spread:.1f}"
+    return f"{middle:.1f} ± {spread:.1f}"
 
 
 _INTRODUCTION = """\
@@ -112,6 +136,14 @@ train for tens of times as long. Dense, sparse and dynamic FLOPs are three diffe
 own; dynamic FLOPs are measured, overhead included. No arm gets faster in stock PyTorch by sparse or dynamic FLOPs.
 
 Differences of the size of an accuracy's standard error mean nothing. On digits that is nearly all of them: the small
-network is at its ceiling, and the tables show that budgets and targets are kept, not which method is best. There
-`spectral_radius` with its default `mu_rel` of 0.01 does not end in a flatter minimum than the same schedule without
-penalty, neither by the Hessian nor by its own radii."""
+network is at its ceiling, and the tables show that budgets and targets are kept, not which method is best."""
+
+_FLAT = """\
+Before the cut and the finetuning, on 512 training images. mu is `mu_rel`, 10 by default; mu = alpha = 0 is the same
+schedule without penalty and without flatness in the criterion.
+
+The paper claims flatter minima and better generalisation. From new weights, as in the paper, the minima are flatter:
+the default leaves 40 % of the Hessian's largest eigenvalue and 63 % of the radii, lower in each of three seeds. It
+costs accuracy, two points before finetuning and more than one behind it, which is more than seeds differ by. From the
+base model's weights the radii end higher than without penalty: there the claim does not hold. Weaker penalties,
+`mu_rel` of 0.01, 0.1 and 1, tried apart, left radii of 2.3 to 4.2 from new weights, against 2.5 to 2.8 without any."""

@@ -72,7 +72,7 @@ def evaluate(
     if as_json:
         common.print_json({"folder": str(folder)} | found)
         return
-    recorded = found["recorded"].get("accuracy")
+    recorded = found["recorded"].get("float_accuracy", found["recorded"].get("accuracy"))
     rows = [
         [f"{found['metric']} ({name}, {found[name]['count']} samples)", percent(found[name]["accuracy"])]
         for name in SPLITS

@@ -96,7 +96,8 @@ def int8_rows(metrics: Mapping[str, float]) -> list[list[str]]:
 
     if "int8_accuracy" not in metrics:
         return []
-    accuracy, drop = metrics["int8_accuracy"], metrics["int8_accuracy"] - metrics["accuracy"]
+    accuracy = metrics["int8_accuracy"]
+    drop = accuracy - metrics.get("float_accuracy", metrics["accuracy"])
     sizes = f"{size(int(metrics['int8_bytes']))} (float32: {size(int(metrics['float_bytes']))})"
     return [["int8 file, validation accuracy", f"{percent(accuracy)} ({points(drop)})"], ["int8 file, size", sizes]]
 

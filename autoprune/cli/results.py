@@ -92,7 +92,7 @@ def pick(
         f"validation accuracy {percent(accuracy(found))}{seen}"
     )
     if check:
-        typer.echo("Checked: a fresh process loads it and measures the same accuracy and FLOPs.")
+        typer.echo("Checked: a fresh process loads it and measures the same accuracy and FLOPs of its float32 model.")
     typer.echo(f"Next: autoprune evaluate {folder}; autoprune export {folder} --format onnx")
 
 

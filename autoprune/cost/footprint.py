@@ -40,9 +40,12 @@ class Footprint:
         """Return the peak of activations in bytes, for elements of so many bits."""
         return self.peak_activations * bits // 8
 
-    def moved_bytes(self, bits: int = 32) -> int:
-        """Return the bytes moved when weights are read once, and each activation written once and read once."""
-        return (self.weights + 2 * self.activations) * bits // 8
+    def moved_bytes(self, bits: int = 32, activation_bits: int | None = None) -> int:
+        """Return the bytes moved when weights are read once, and each activation written once and read once.
+
+        activation_bits: of an activation, as many as of a weight by default.
+        """
+        return self.weights * bits // 8 + 2 * self.activations * (activation_bits or bits) // 8
 
 
 def energy_proxy_pj(macs: float, moved_bytes: float, bits: int = 32) -> float:

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from autoprune import machine, threads
-from autoprune.cost import count_flops, count_params
-from autoprune.cost.footprint import Footprint, energy_proxy_pj, footprint
+from autoprune.cost.resources import FLOAT_BITS, Resources, count_resources
 from autoprune.cost.timing import Clock, Protocol, Ratio, Series, alone_on_machine, speed_up, take_times
 from autoprune.data.split import map_tensors
 from autoprune.deployment import backends
-from autoprune.deployment.quantised import Quantised
+from autoprune.deployment.quantised import Quantised, method_of
 from autoprune.errors import BadInput
 from autoprune.tasks import batch_length
 
@@ -85,31 +84,6 @@ class Timed:
             iqr_ms=series.iqr_ms,
             calls=series.count,
             noisy=series.noisy,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What one forward pass of one sample takes, counted on the graph and not measured.
-
-    weight_bytes: of parameters and buffers. energy_proxy_uj: microjoule, see `cost.footprint.energy_proxy_pj`.
-    """
-
-    flops: int
-    params: int
-    weight_bytes: int
-    peak_activation_bytes: int
-    energy_proxy_uj: float
-
-    @classmethod
-    def counted(cls, flops: int, params: int, found: Footprint, bits: int) -> Self:
-        """Return the resources for weights and activations of so many bits."""
-        return cls(
-            flops=flops,
-            params=params,
-            weight_bytes=found.weights * bits // 8,
-            peak_activation_bytes=found.peak_bytes(bits),
-            energy_proxy_uj=energy_proxy_pj(flops / 2, found.moved_bytes(bits), bits) / 1e6,
         )
 
 
@@ -226,12 +200,13 @@ def _calls(candidate: Candidate, setting: Setting, inputs: Any) -> dict[str, bac
 
 
 def _resources(candidate: Candidate, inputs: Any) -> dict[str, Resources]:
-    model, one = candidate.model.cpu(), _first(inputs)
-    flops, params, found = count_flops(model, one), count_params(model), footprint(model, one)
-    made = {FLOAT: Resources.counted(flops, params, found, 32)}
+    bits = {FLOAT: FLOAT_BITS}
     if candidate.quantised is not None:
-        made[candidate.quantised.method["name"]] = Resources.counted(flops, params, found, 8)
-    return made
+        name = candidate.quantised.method["name"]
+        method = method_of(name)
+        bits[name] = (method.bits, method.activation_bits)
+    found = count_resources(candidate.model.cpu(), _first(inputs), tuple(bits.values()))
+    return dict(zip(bits, found, strict=True))
 
 
 def _measured(

@@ -28,6 +28,8 @@ class Quantisation(Method):
     room: ClassVar[str] = "quantisation"
     bits: ClassVar[int]
     """Of every quantised weight."""
+    activation_bits: ClassVar[int]
+    """Of what one layer hands to the next."""
 
     @property
     def calibration_samples(self) -> int:

@@ -5,7 +5,8 @@
 
 Needs no samples. Finding ranges takes time, more than 8-bit products save in small convolutions: meant for linear
 layers and for models whose activations differ much from sample to sample. Ranges are those of the whole batch, so that
-the output of a sample depends a little on its batch. The work is done by onnxruntime's quantiser; of the survey only
+the output of a sample depends a little on its batch. Between layers activations are float32, and take as much memory.
+The work is done by onnxruntime's quantiser; of the survey only
 the abstract was read.
 """
 
@@ -25,6 +26,7 @@ class Int8Dynamic(Quantisation):
     """Keep 8-bit weights, and find the ranges of activations in every call."""
 
     bits: ClassVar[int] = 8
+    activation_bits: ClassVar[int] = 32
     per_channel: bool = choice(True, options=(True, False), help="one scale per output channel, or one per weight")
     reduce_range: bool = choice(
         False,

@@ -29,6 +29,7 @@ class Int8Static(Quantisation):
     """Compute with 8-bit weights and activations whose ranges were measured on samples."""
 
     bits: ClassVar[int] = 8
+    activation_bits: ClassVar[int] = 8
     samples: int = integer(
         512, valid=(1, 65536), search=(32, 2048), log=True, help="training samples that ranges are measured on"
     )

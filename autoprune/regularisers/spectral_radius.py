@@ -37,21 +37,29 @@ from autoprune.masks import Hold, Masks
 from autoprune.regularisers._base import Regulariser, RegulariserContext, Shaped
 from autoprune.regularisers._training import train_in
 from autoprune.seeds import derive_seed
-from autoprune.tasks import eval_mode, forward
+from autoprune.tasks import eval_mode, forward, logits_of
 from autoprune.training import samples_of
 from autoprune.training_settings import TrainingSettings
 
 _CLIP = 5.0
 _LOOKED_AT = 512
+# classes up to which reported radii are of the expectation over labels
+_FEW_CLASSES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralRadius(TrainingSettings, Regulariser):
-    """Train with a penalty on the curvature's spectral radius, and let units go on the way."""
+    """Train with a penalty on the curvature's spectral radius, and let units go on the way.
+
+    The default of mu_rel is ours, from measurements on digits from new weights: the ratio is taken where the radius is
+    largest and the loss not yet small, so that 1 and less changed nothing in three seeds, while 10 lowered the radii by
+    two fifths and the Hessian's largest eigenvalue by three fifths, for two points of accuracy before finetuning. From
+    the base model's weights, already flat, neither 3 nor 10 lowered the radii.
+    """
 
     epochs: float = real(60.0, valid=(0.01, 10000.0), search=(1.0, 60.0), log=True, help="epochs before the cut")
     mu_rel: float = real(
-        0.01, valid=(0.0, 1000.0), search=(1e-4, 0.3), log=True, help="penalty relative to the loss, at its first use"
+        10.0, valid=(0.0, 1000.0), search=(0.3, 30.0), log=True, help="penalty relative to the loss, at its first use"
     )
     penalty: str = choice("sum", options=("sum", "max"), help="of the layers' spectral radii")
     flat_start: float = real(0.05, valid=(0.0, 1.0), search=(0.0, 0.3), help="part of the training without penalty")
@@ -82,18 +90,18 @@ class SpectralRadius(TrainingSettings, Regulariser):
         penalty = _Penalty(self, factored_layers(model.to(context.device)), context)
         looked = min(_LOOKED_AT, len(context.data.train))
         inputs, targets = next(context.data.train.batches(looked, limit=looked, device=context.device))
-        before = penalty.radius_of(model, inputs, targets)
+        before, labels = penalty.radius_of(model, inputs, targets)
         samples, hook = samples_of(self.epochs, context.data.train), _Pruning(self, context, penalty)
         trained = train_in(context, model, self, samples, loss=penalty, hook=hook)
-        after = penalty.radius_of(model, inputs, targets)
+        after, _ = penalty.radius_of(model, inputs, targets)
         draws = torch.Generator().manual_seed(derive_seed(context.seed, "sharpness"))
         with eval_mode(model):
             end = sharpness(model, context.task, inputs, targets, draws)
         note = (
             f"spectral_radius: largest eigenvalue of the Hessian {end:.3g} behind the training; {self.penalty} of "
-            f"spectral radii {before:.3g} before it and {after:.3g} behind it"
+            f"spectral radii ({labels} labels) {before:.3g} before it and {after:.3g} behind it"
         )
-        return Shaped(trained_samples=trained, as_chosen=True, forward_samples=3 * looked, notes=(note,))
+        return Shaped(trained_samples=trained, as_chosen=True, forward_samples=5 * looked, notes=(note,))
 
     def event_steps(self, steps: int) -> dict[int, float]:
         """Return the progress reached by number of steps done; where several events fall on one step, the last."""
@@ -123,20 +131,26 @@ class _Penalty:
     def __call__(self, model: nn.Module, inputs: Any, targets: Any) -> Tensor:
         if not self.due:
             return self.context.task.loss(forward(model, inputs), targets)
-        loss, radius = self._of(model, inputs, targets, self.radii, self.draws)
+        loss, radius = self._of(model, inputs, targets, self.radii, self.draws, self.method.fisher)
         if self.mu is None:
             now = float(radius.detach())
             self.mu = self.method.mu_rel * float(loss.detach()) / now if now > 0 else 0.0
         return loss + self.mu * radius
 
-    def radius_of(self, model: nn.Module, inputs: Any, targets: Any) -> float:
-        """Return the penalty, times nothing, of a model in eval mode."""
+    def radius_of(self, model: nn.Module, inputs: Any, targets: Any) -> tuple[float, Fisher]:
+        """Return the penalty, times nothing, of a model in eval mode, and the labels that it was taken by.
+
+        All of them where classes are few: drawn ones of a model that is sure of its classes are a few rare mistakes.
+        """
         draws = torch.Generator().manual_seed(derive_seed(self.context.seed, "radius"))
         with eval_mode(model):
-            return float(self._of(model, inputs, targets, Radii(self.layers, draws), draws)[1].detach())
+            few = self.context.task.classification and _classes(model, inputs) <= _FEW_CLASSES
+            fisher: Fisher = "exact" if few else self.method.fisher
+            found = self._of(model, inputs, targets, Radii(self.layers, draws), draws, fisher)[1]
+            return float(found.detach()), fisher
 
     def _of(
-        self, model: nn.Module, inputs: Any, targets: Any, radii: Radii, draws: torch.Generator
+        self, model: nn.Module, inputs: Any, targets: Any, radii: Radii, draws: torch.Generator, fisher: Fisher
     ) -> tuple[Tensor, Tensor]:
         """Return the task's loss and the sum or largest of the layers' spectral radii."""
         task = self.context.task
@@ -144,9 +158,14 @@ class _Penalty:
         with torch.autocast(self.context.device.type, enabled=False):
             with watched(self.layers) as seen:
                 output = forward(model, inputs)
-            losses = fisher_losses(output, targets, task, self.method.fisher, draws)
+            losses = fisher_losses(output, targets, task, fisher, draws)
             found = torch.stack(list(radii.of(seen, losses).values()))
             return task.loss(output, targets), found.max() if self.method.penalty == "max" else found.sum()
+
+
+def _classes(model: nn.Module, inputs: Any) -> int:
+    with torch.no_grad():
+        return logits_of(forward(model, inputs)).shape[1]
 
 
 class _Pruning(Hold):

@@ -1,35 +1,37 @@
-"""Columns of a front that only some studies have: the int8 file of a model, and what was certified of it.
+"""Columns of a front that only some studies have: the int8 file of a model, what it takes, what was certified of it.
 
-They stand beside the accuracy of the float32 model and never in its place or on its axis.
+A study shows the accuracy of one kind of artefact. As a rule it is the float32 model's, with the int8 file's in a
+column of its own; where size, memory or energy are objectives it is that of what is deployed, with the float32 model's
+beside it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from autoprune.study.records import TrialRecord
 
 METRICS = (
-    "int8_accuracy", "int8_bytes", "float_bytes", "certified_accuracy", "attacked_accuracy", "certified_epsilon",
+    "int8_accuracy", "int8_bytes", "float_bytes", "float_accuracy",
+    "deployed_bytes", "deployed_bytes_fraction", "deployed_activation_bytes", "deployed_activation_bytes_fraction",
+    "deployed_energy_uj", "deployed_energy_uj_fraction",
+    "certified_accuracy", "attacked_accuracy", "certified_epsilon",
 )  # fmt: skip
-_INT8, _CERTIFIED = "int8_accuracy", "certified_accuracy"
+_INT8, _CERTIFIED, _DEPLOYED = "int8_accuracy", "certified_accuracy", "deployed_bytes"
+_FILE = ("file", "size", "memory", "energy", "float32")
 
 
-def headings(trials: Sequence[TrialRecord]) -> list[str]:
-    """Return the headings of the columns that any of the trials has a value for."""
-    found = ["int8", "int8 size"] if _has(trials, _INT8) else []
-    if _has(trials, _CERTIFIED):
-        radii = sorted({t.metrics["certified_epsilon"] for t in trials if _CERTIFIED in t.metrics})
+def headings(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return the headings of the columns that any of the rows, metrics of a model each, has a value for."""
+    found = list(_FILE) if _has(rows, _DEPLOYED) else ["int8", "int8 size"] if _has(rows, _INT8) else []
+    if _has(rows, _CERTIFIED):
+        radii = sorted({metrics["certified_epsilon"] for metrics in rows if _CERTIFIED in metrics})
         found.append("certified" if len(radii) > 1 else f"certified ({radii[0]:g})")
     return found
 
 
 def cells(metrics: Mapping[str, float], shown: Sequence[str]) -> list[str]:
     """Return the values of one row for these headings, `-` where there is none."""
-    found: list[str] = []
+    found = _deployed(metrics) if "file" in shown else []
     if "int8" in shown:
         size = metrics.get("int8_bytes", math.nan)
         found += [_share(metrics, _INT8), f"{size / 1024:.0f} KiB" if math.isfinite(size) else "-"]
@@ -41,7 +43,7 @@ def cells(metrics: Mapping[str, float], shown: Sequence[str]) -> list[str]:
 
 def legend(shown: Sequence[str]) -> str:
     """Return what the columns say, empty without any."""
-    told = ""
+    told = _LEGEND if "file" in shown else ""
     if "int8" in shown:
         told += " int8: validation accuracy and size of the model's quantised file; all other accuracies are float32."
     if any(heading.startswith("certified") for heading in shown):
@@ -52,8 +54,28 @@ def legend(shown: Sequence[str]) -> str:
     return told
 
 
-def _has(trials: Sequence[TrialRecord], metric: str) -> bool:
-    return any(metric in t.metrics for t in trials)
+_LEGEND = (
+    " Accuracies are those of what is deployed (file): the int8 file where the recipe quantises, else the float32 "
+    "model; float32: validation accuracy of the model before that. size: of the int8 file, or of float32 weights and "
+    "buffers; memory: activations of one sample that are alive at once, counted on the graph; energy: a proxy, no "
+    "measurement; in brackets each in per cent of the base model's."
+)
+
+
+def _deployed(metrics: Mapping[str, float]) -> list[str]:
+    """Return the cells of `_FILE`."""
+    if _DEPLOYED not in metrics:
+        return ["-"] * len(_FILE)
+    size, memory = (f"{metrics[name] / 1024:.0f} KiB" for name in (_DEPLOYED, "deployed_activation_bytes"))
+    amounts = (size, memory, f"{metrics['deployed_energy_uj']:.3g} uJ")
+    names = (_DEPLOYED, "deployed_activation_bytes", "deployed_energy_uj")
+    shares = (f"{100 * metrics[f'{name}_fraction']:.0f} %" for name in names)
+    told = [f"{amount} ({share})" for amount, share in zip(amounts, shares, strict=True)]
+    return ["int8" if _INT8 in metrics else "float32", *told, _share(metrics, "float_accuracy")]
+
+
+def _has(rows: Sequence[Mapping[str, float]], metric: str) -> bool:
+    return any(metric in metrics for metrics in rows)
 
 
 def _share(metrics: Mapping[str, float], name: str) -> str:

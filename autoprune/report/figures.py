@@ -30,6 +30,9 @@ _AXES = {
     "flops_fraction": "FLOPs, % of the base model",
     "sparse_flops_fraction": "sparse FLOPs (were zeros skipped), % of the base model",
     "dynamic_flops_fraction": "dynamic FLOPs (measured, depend on the input), % of the base model",
+    "deployed_bytes_fraction": "size of what is deployed, % of the base model",
+    "deployed_activation_bytes_fraction": "peak activation memory of what is deployed, % of the base model",
+    "deployed_energy_uj_fraction": "energy proxy of what is deployed, % of the base model",
 }
 
 
@@ -45,7 +48,7 @@ def figures(front: Front, group_sizes: Mapping[str, int]) -> dict[str, Figure]:
 
 
 def front_figure(front: Front) -> Figure:
-    """Return accuracy over FLOPs, dense or sparse: the front, other finished trials, baselines, the base model."""
+    """Return accuracy over the cost of `axis_of`: the front, other finished trials, baselines, the base model."""
     axis = axis_of(front.objectives)
     on_front = {t.number for t in front.trials}
     others = [t for t in finished(front.record.trials) if t.number not in on_front and t.baseline is None]

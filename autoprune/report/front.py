@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from autoprune.errors import BadInput, UnknownName
 from autoprune.report import extras, polished, scratch, speed
 from autoprune.search.noise import standard_error
-from autoprune.search.objectives import METRIC_OF
+from autoprune.search.objectives import METRIC_OF, OF_DEPLOYED
 from autoprune.study.records import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -35,14 +35,25 @@ def accuracy(trial: TrialRecord) -> float:
     return trial.metrics.get("accuracy", math.nan)
 
 
+def float_accuracy(trial: TrialRecord, *, on_test: bool = False) -> float:
+    """Return the accuracy of the trial's float32 model, also where `accuracy` is that of its int8 file."""
+    found = (trial.test or {}) if on_test else trial.metrics
+    return found.get("float_accuracy", found.get("accuracy", math.nan))
+
+
 def flops_fraction(trial: TrialRecord) -> float:
     """Return the trial's FLOPs relative to the base model, NaN before the first rung."""
     return trial.metrics.get("flops_fraction", math.nan)
 
 
 def axis_of(objectives: Sequence[str]) -> str:
-    """Return the metric on the cost axis: FLOPs of dense kernels, or another kind where only that is an objective."""
-    return METRIC_OF[next((o for o in ("flops", "sparse_flops", "dynamic_flops") if o in objectives), "flops")]
+    """Return the metric on the cost axis, a fraction of the base model's: FLOPs of dense kernels by default.
+
+    Another kind of FLOPs, then size, memory or energy of what is deployed, where the kinds before it are no objective.
+    """
+    kinds = ("flops", "sparse_flops", "dynamic_flops", *OF_DEPLOYED)
+    chosen = next((o for o in kinds if o in objectives), "flops")
+    return METRIC_OF[chosen] + ("_fraction" if chosen in OF_DEPLOYED else "")
 
 
 def has_sparsity(trials: Sequence[TrialRecord]) -> bool:
@@ -195,7 +206,7 @@ def choose(
     max_drop       the cheapest that loses at most this much of the base model's accuracy
     trial          that trial, if it finished
     knee           the one of the front that stands farthest above the chord between its ends
-    What is cheaper goes by sparse FLOPs in a study that has them, and not FLOPs, as an objective.
+    What is cheaper goes by the metric of `axis_of`: FLOPs, unless they are no objective.
     Raises BadInput, naming the nearest, when nothing qualifies.
     """
     selector.check()

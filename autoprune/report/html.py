@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from autoprune.files import write_text
-from autoprune.report import extras, polished, provenance, scratch, speed
+from autoprune.report import extras, provenance, scratch, speed
 from autoprune.report.figures import Figure, figures
 from autoprune.report.front import Front, accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
 from autoprune.report.significance import as_good_as_next
@@ -30,6 +30,7 @@ from autoprune.report.tables import (
     human,
     percent,
     points,
+    polished_cells,
     scratch_cells,
     sparse_cells,
     targets_of,
@@ -141,9 +142,9 @@ def _target_name(label: str) -> str:
 
 _CAPTIONS = {
     "front": (
-        "Accuracy against FLOPs",
-        "Filled circles are the front: no finished trial has more accuracy for fewer FLOPs. Diamonds show the same "
-        "models on the test split, which the search never saw.",
+        "Accuracy against cost",
+        "Filled circles are the front: no finished trial is better in one of the study's objectives and as good in the "
+        "others. Diamonds show the same models on the test split, which the search never saw.",
     ),
     "trials": (
         "All trials, rung by rung",
@@ -152,8 +153,8 @@ _CAPTIONS = {
     ),
     "hypervolume": (
         "Progress",
-        "Area of the accuracy and FLOPs plane that the finished trials dominate, against accuracy 0 at the base "
-        "model's FLOPs. Higher is better.",
+        "Area of the accuracy and cost plane that the finished trials dominate, against accuracy 0 at the base model's "
+        "cost. Higher is better.",
     ),
     "kept": (
         "What the front keeps",
@@ -184,7 +185,7 @@ def _front_section(front: Front) -> str:
     rows = sorted(shown.values(), key=lambda t: (-flops_fraction(t), -accuracy(t)))
     on_front = {t.number for t in front.trials}
     sparse = has_sparsity(rows)
-    columns = extras.headings(rows)
+    columns = extras.headings([t.metrics for t in rows])
     body = "".join(_front_row(front, t, t.number in on_front, sparse, columns) for t in rows)
     more = '<th scope="col">speed-up</th>' if front.speed_of else ""
     more += (
@@ -242,18 +243,13 @@ def _front_row(front: Front, trial: TrialRecord, on_front: bool, sparse: bool, c
 
 
 def _polished_section(front: Front) -> str:
-    rows = []
-    for trial in front:
-        shown, tested = polished.validation(trial), polished.on_test(trial)
-        if shown is not None:
-            epochs = f"{polished.latest(trial)[0].epochs:g}"
-            rows.append((name_of(trial), epochs, str(shown.count), str(shown), str(tested or "-")))
+    columns, rows = polished_cells(front)
     if not rows:
         return ""
     return f"""<section><h2>After polishing</h2>
 <p class="soft">Mean and 95 % confidence interval over the trainings: the model's own, and repeats of its recipe from
 the base model with other seeds.</p>
-{_table(("model", "epochs", "trainings", "validation", "test"), rows)}</section>"""
+{_table(columns, rows)}</section>"""
 
 
 def _scratch_section(front: Front) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import autoprune
 from autoprune.errors import BadInput, CheckFailed
-from autoprune.report.front import accuracy, accuracy_on_test
+from autoprune.report.front import accuracy_on_test, float_accuracy
 from autoprune.study.records import TrialRecord
 from autoprune.study.run_folder import RunFolder
 
@@ -77,6 +77,7 @@ class Pick:
 
     def _write(self, folder: Path) -> None:
         from autoprune import artefact
+        from autoprune.export import QUANTISED
 
         if (self.artefact / artefact.MANIFEST).is_file() and not (self.artefact / artefact.WEIGHTS).is_file():
             raise BadInput(
@@ -87,6 +88,8 @@ class Pick:
 
         compressed = artefact.load_compressed(self.artefact)
         artefact.save(folder, compressed, self._described(artefact.read_manifest(self.artefact)))
+        if (self.artefact / QUANTISED).is_file():
+            shutil.copyfile(self.artefact / QUANTISED, folder / QUANTISED)
 
     def _described(self, manifest: Manifest) -> Manifest:
         metrics = {name: float(value) for name, value in self.trial.metrics.items()}
@@ -98,13 +101,13 @@ class Pick:
 
 
 def recheck(folder: Path, trial: TrialRecord) -> dict[str, Any]:
-    """Evaluate an artefact in a fresh process and compare accuracy and FLOPs with the record.
+    """Evaluate an artefact in a fresh process and compare accuracy and FLOPs of its float32 model with the record.
 
     The validation accuracy may differ by one sample or a thousandth of them. Raises CheckFailed.
     """
     samples = int(trial.metrics.get("count", 0))
     found = _evaluate_elsewhere(folder, samples)
-    measured, expected = found["validation"]["accuracy"], accuracy(trial)
+    measured, expected = found["validation"]["accuracy"], float_accuracy(trial)
     allowed = max(_ALLOWED_SAMPLES / max(found["validation"]["count"], 1), _ALLOWED_SHARE)
     if not abs(measured - expected) <= allowed + 1e-9:
         raise CheckFailed(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from autoprune.report import extras
 from autoprune.study.records import PolishRecord, TrialRecord
 
 _LEVEL = 0.95
@@ -63,6 +64,13 @@ def on_test(trial: TrialRecord) -> Mean | None:
     return mean_of([one.test["accuracy"] for one in latest(trial) if "accuracy" in one.test])
 
 
+def averaged(trial: TrialRecord) -> dict[str, float]:
+    """Return the means, over the repeats, of the metrics that all of them have."""
+    own = [one.metrics for one in latest(trial)]
+    shared = set.intersection(*(set(metrics) for metrics in own)) if own else set()
+    return {name: math.fsum(metrics[name] for metrics in own) / len(own) for name in sorted(shared)}
+
+
 def as_polished(trial: TrialRecord) -> tuple[TrialRecord, PolishRecord] | None:
     """Return the trial with the metrics of its polished model, the best repeat by validation, and which that is."""
     found = max(latest(trial), key=lambda one: (one.metrics["accuracy"], -one.repeat), default=None)
@@ -77,8 +85,10 @@ def plain(trial: TrialRecord) -> dict[str, Any] | None:
     shown, tested = validation(trial), on_test(trial)
     if shown is None:
         return None
+    means = averaged(trial)
     return {
         "epochs": latest(trial)[0].epochs,
         "accuracy": shown.plain(),
         "test_accuracy": None if tested is None else tested.plain(),
+        **{name: means[name] for name in extras.METRICS if name in means},
     }

@@ -163,13 +163,14 @@ def rows(folder: Path, trials: Sequence[TrialRecord]) -> Iterator[dict[str, Any]
 
     weight_value: finetuned minus scratch-B on the same split. Values are None where nothing was trained.
     """
-    from autoprune.report.front import accuracy, accuracy_on_test, name_of
+    from autoprune.report.front import float_accuracy, name_of
 
     found = summaries(folder)
     for trial in trials:
         arms = {arm: found.get((trial.number, arm)) for arm in ARMS}
         on_test = all(s.on_test for s in arms.values() if s is not None)
-        own = accuracy_on_test(trial) if on_test else accuracy(trial)
+        # new weights are float32, and so is what they are compared with
+        own = float_accuracy(trial, on_test=on_test)
         row: dict[str, Any] = {
             "trial": trial.number,
             "name": name_of(trial),

@@ -179,7 +179,8 @@ def flops_cut(measured: Measured) -> str:
 
 
 LEGEND = (
-    "speed-up: the base model's median time over this model's, timed in turns in one process, with a 95 % interval;\n"
+    "FLOPs cut: by dense kernels. speed-up: the base model's median time over this model's, timed in turns in one\n"
+    "process, with a 95 % interval; "
     "! FLOPs fell and the time did not; ~ times scattered."
 )
 

@@ -143,7 +143,7 @@ def front_table(front: Front) -> Table:
         columns[3:3] = ["sparse FLOPs", "of base", "sparsity"]
     if front.speed_of:
         columns[3:3] = ["speed-up"]
-    more = extras.headings((*front.trials, *front.baselines))
+    more = extras.headings([t.metrics for t in (*front.trials, *front.baselines)])
     columns[-1:-1] = more
     for column in columns:
         table.add_column(column, justify="left" if column in ("model", "by rung") else "right", no_wrap=True)
@@ -162,15 +162,27 @@ def front_table(front: Front) -> Table:
 def polished_table(front: Front) -> Table:
     """Return what the last training gave the front's models."""
     table = Table(box=box.SIMPLE, title="After polishing", title_justify="left")
-    for column in ("model", "epochs", "trainings", "validation", "test"):
+    columns, rows = polished_cells(front)
+    for column in columns:
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
-    for trial in front:
-        if (shown := polished.validation(trial)) is not None:
-            epochs, tested = f"{polished.latest(trial)[0].epochs:g}", polished.on_test(trial)
-            table.add_row(name_of(trial), epochs, str(shown.count), str(shown), "-" if tested is None else str(tested))
-    table.caption = "mean ± 95 % confidence interval over the trainings (Student's t)"
+    for row in rows:
+        table.add_row(*row)
+    table.caption = "means over the trainings, ± 95 % confidence interval (Student's t)"
     table.caption_justify = "left"
     return table
+
+
+def polished_cells(front: Front) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows about the last trainings; columns that only some studies have are means over them."""
+    trained = [(trial, polished.averaged(trial)) for trial in front if trial.polished]
+    more = extras.headings([found for _, found in trained])
+    rows = []
+    for trial, found in trained:
+        epochs, tested = f"{polished.latest(trial)[0].epochs:g}", polished.on_test(trial)
+        count = str(len(polished.latest(trial)))
+        shown = str(polished.validation(trial))
+        rows.append([name_of(trial), epochs, count, shown, str(tested or "-"), *extras.cells(found, more)])
+    return ["model", "epochs", "trainings", "validation", "test", *more], rows
 
 
 def _sections(front: Front) -> list[list[TrialRecord]]:
@@ -244,7 +256,7 @@ def _legend(front: Front) -> str:
     config = front.record.config
     epochs = ", ".join(f"{e:g}" for e in config.rungs.epochs)
     shown = (*front.trials, *front.baselines)
-    sparse, more = has_sparsity(shown), extras.headings(shown)
+    sparse, more = has_sparsity(shown), extras.headings([t.metrics for t in shown])
     return (
         "* on the front; ~ on it too, but its next cheaper neighbour is as good within the noise (95 %). FLOPs are 2 x "
         f"MACs for one\nsample{_SPARSE if sparse else ''}. validation: accuracy on the split that the search saw; "

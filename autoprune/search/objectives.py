@@ -18,16 +18,26 @@ METRIC_OF: Mapping[str, str] = {
     "params": "params_fraction",
     "latency": "latency_ms",
     "certified_error": "certified_error",
+    "size": "deployed_bytes",
+    "memory": "deployed_activation_bytes",
+    "energy": "deployed_energy_uj",
 }
 """Objective to the metric that holds its value."""
 
-COSTS = ("flops", "sparse_flops", "dynamic_flops", "params", "latency", "certified_error")
-_OF_FINISHED = frozenset({"certified_error"})
+OF_DEPLOYED = ("size", "memory", "energy")
+"""Objectives of the artefact that is deployed; with one of them, accuracy is that artefact's too."""
+COSTS = ("flops", "sparse_flops", "dynamic_flops", "params", "latency", "certified_error", *OF_DEPLOYED)
+_OF_FINISHED = frozenset({"certified_error", *OF_DEPLOYED})
 
 
 def need_finished(objectives: Sequence[str]) -> bool:
     """Tell whether an objective is measured on finished models only, unless every rung is asked for it."""
     return not _OF_FINISHED.isdisjoint(objectives)
+
+
+def of_deployed(objectives: Sequence[str]) -> bool:
+    """Tell whether trials are judged by what is deployed of them: the int8 file of a recipe that quantises."""
+    return not set(OF_DEPLOYED).isdisjoint(objectives)
 
 
 def directions(objectives: Sequence[str]) -> list[Direction]:

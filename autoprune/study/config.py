@@ -20,11 +20,23 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from autoprune import shipped
 from autoprune.errors import BadInput, BadRecipe
 from autoprune.recipe import Target, read_yaml
+from autoprune.search.objectives import OF_DEPLOYED, of_deployed
 from autoprune.settings import TrialSettings
 from autoprune.specs import DataSpec, ModelSpec, Spec, TaskSpec, TrainSpec
 from autoprune.validation import validated
 
-Objective = Literal["accuracy", "flops", "sparse_flops", "dynamic_flops", "params", "latency", "certified_error"]
+Objective = Literal[
+    "accuracy",
+    "flops",
+    "sparse_flops",
+    "dynamic_flops",
+    "params",
+    "latency",
+    "certified_error",
+    "size",
+    "memory",
+    "energy",
+]
 SamplerName = Literal["tpe", "nsga2", "gp", "random"]
 ExecutorName = Literal["inline", "local", "ray", "replay"]
 
@@ -204,6 +216,11 @@ class StudyConfig(Spec):
         if "accuracy" not in objectives or len(set(objectives)) != len(objectives):
             allowed = ", ".join(name for name in get_args(Objective) if name != "accuracy")
             raise ValueError(f"objectives are accuracy and any of {allowed}, each once")
+        if of_deployed(objectives) and (mixed := sorted({"latency", "certified_error"} & set(objectives))):
+            raise ValueError(
+                f"{', '.join(OF_DEPLOYED)} and the accuracy beside them are of the deployed file, "
+                f"{' and '.join(mixed)} of the float32 model in PyTorch; they cannot be objectives of one study"
+            )
         return objectives
 
     @model_validator(mode="after")

@@ -75,6 +75,8 @@ class Keeper:
 
     def _drop(self, numbers: Collection[int]) -> None:
         from autoprune.artefact import WEIGHTS
+        from autoprune.export import QUANTISED
 
         for number in numbers:
-            (self._run.trial(number) / WEIGHTS).unlink(missing_ok=True)
+            for name in (WEIGHTS, QUANTISED):
+                (self._run.trial(number) / name).unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from autoprune.models import build_model, train_base
 from autoprune.models.training import total_samples
 from autoprune.recipe import Recipe, Target
 from autoprune.repair import repair
+from autoprune.search import objectives
 from autoprune.search.baselines import build_baselines
 from autoprune.search.nodes import Dimension
 from autoprune.search.space import Space, load_space
@@ -37,7 +38,7 @@ from autoprune.study.config import StudyConfig, target_label, times_trials
 from autoprune.study.forecast import Forecast, ForwardTime, forecast, time_forward
 from autoprune.study.run_folder import RunFolder
 from autoprune.tasks import Task, build_task, check_fits, evaluate
-from autoprune.trial import Bench, budget_of, certified, measure, metrics_of
+from autoprune.trial import Bench, as_deployed, budget_of, certified, measure, metrics_of
 
 _FAR_OFF = 0.1
 """Relative error of predicted latencies above which a study says so."""
@@ -248,6 +249,8 @@ def _measure_base(config: StudyConfig, bench: Bench) -> dict[str, float]:
     if times_trials(config):
         inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
         metrics["latency_ms"] = latency_ms(bench.model, inputs)
+    if objectives.of_deployed(config.objectives):
+        metrics = as_deployed(metrics, bench.model, bench)
     if config.trial.certified_epsilon is not None:
         metrics |= certified(bench.model, bench, config.trial.certified_epsilon).metrics
     if bench.data.test is not None:

@@ -15,17 +15,33 @@ from autoprune.base import Base
 from autoprune.compressed import Compressed
 from autoprune.cost import latency_ms
 from autoprune.data import build_data
+from autoprune.deployment.quantised import Quantised
 from autoprune.errors import BadData, Failure
-from autoprune.files import append_line, read_json
+from autoprune.export import QUANTISED
+from autoprune.files import append_line, read_json, write_bytes
 from autoprune.graph import Structure
 from autoprune.models import build_model
 from autoprune.recipe import Recipe
+from autoprune.search import objectives
 from autoprune.seeds import derive_seed
 from autoprune.study.config import RungSpec
 from autoprune.study.jobs import Job, JobResult
 from autoprune.study.run_folder import RunFolder
-from autoprune.tasks import build_task, evaluate
-from autoprune.trial import Bench, Cost, Outcome, finish, measure, metrics_of, prepare, train_compressed
+from autoprune.tasks import build_task
+from autoprune.trial import (
+    Bench,
+    Cost,
+    Finished,
+    Outcome,
+    as_deployed,
+    finish,
+    measure,
+    metrics_of,
+    on_split,
+    prepare,
+    quantised,
+    train_compressed,
+)
 
 AfterRung = Callable[[int, float, Mapping[str, int]], None]
 
@@ -44,6 +60,7 @@ class Worker:
     def __init__(self, run: RunFolder, bench: Bench | None = None) -> None:
         self._run = run
         self._config = run.config()
+        self._by_file = objectives.of_deployed(self._config.objectives)
         self._bench = bench or load_bench(run)
         self._base_metrics = read_json(run.base_file).get("metrics", {}) if run.base_file.is_file() else {}
 
@@ -65,11 +82,11 @@ class Worker:
             compressed, cost = self._trained(job, recipe)
         measured = measure(compressed.model, self._bench, job.samples)
         metrics, cost = metrics_of(measured) | self._latency(job, compressed), cost + measured.cost
+        more = Finished()
         if job.finished:
-            more = finish(compressed.model, recipe, self._bench, job.seed, job.samples)
-            metrics, cost = metrics | dict(more.metrics), cost + more.cost
-        total = asdict(cost)
-        self._save(job, compressed, metrics, notes, self._run.trial(job.trial))
+            metrics, more = self._finished(job, recipe, compressed, metrics)
+        total = asdict(cost + more.cost)
+        self._save(job, compressed, metrics, notes, self._run.trial(job.trial), more.quantised)
         result = JobResult(metrics=metrics, cost=total, amounts=amounts, notes=notes)
         append_line(self._run.trial(job.trial) / "metrics.jsonl", {"rung": job.rung} | result.plain())
         return result
@@ -99,11 +116,21 @@ class Worker:
         compressed, spent = train_compressed(compressed, recipe, self._bench, seed, job.epochs)
         model, cost = compressed.model, cost + spent
         measured = measure(model, self._bench)
-        metrics, folder = metrics_of(measured), self._run.polished(job.trial, job.repeat)
-        self._save(job, compressed, metrics, (), folder)
-        tested = self._tested(model) if self._bench.data.test is not None else {}
-        total = asdict(cost + measured.cost)
-        return JobResult(metrics=metrics | {f"test_{name}": value for name, value in tested.items()}, cost=total)
+        metrics, more = self._finished(job, recipe, compressed, metrics_of(measured))
+        self._save(job, compressed, metrics, (), self._run.polished(job.trial, job.repeat), more.quantised)
+        found = self._tested(model, more.quantised) if self._bench.data.test is not None else {}
+        total = asdict(cost + measured.cost + more.cost)
+        return JobResult(metrics=metrics | {f"test_{name}": value for name, value in found.items()}, cost=total)
+
+    def _finished(
+        self, job: Job, recipe: Recipe, compressed: Compressed, metrics: Mapping[str, float]
+    ) -> tuple[dict[str, float], Finished]:
+        """Add what is measured of finished models; where the study asks for it, accuracy becomes that of the file."""
+        more = finish(compressed.model, recipe, self._bench, job.seed, job.samples)
+        found = {**metrics, **more.metrics}
+        if self._by_file:
+            found = as_deployed(found, compressed.model, self._bench, recipe.quantisation, self._base_metrics)
+        return found, more
 
     def _loaded(self, job: Job) -> Compressed:
         found = artefact.load_compressed(self._run.trial(job.trial), self._bench.base.model)
@@ -111,15 +138,14 @@ class Worker:
         return found
 
     def _test(self, job: Job) -> JobResult:
-        found = self._tested(self._loaded(job).model)
+        model, recipe = self._loaded(job).model, Recipe.parse(job.recipe, f"recipe of trial {job.trial}")
+        found = self._tested(model, quantised(model, recipe, self._bench, job.seed) if self._by_file else None)
         return JobResult(metrics=found, cost={"forward_samples": found["count"]})
 
-    def _tested(self, model: nn.Module) -> dict[str, float]:
-        bench = self._bench
-        if bench.data.test is None:
-            raise BadData(f"data {bench.data.name!r} has no test split")
-        found = evaluate(model, bench.data.test, bench.task, bench.settings.eval_batch_size, device=bench.device)
-        return {"accuracy": found.accuracy, "loss": found.loss, "count": float(found.count)}
+    def _tested(self, model: nn.Module, file: Quantised | None) -> dict[str, float]:
+        if self._bench.data.test is None:
+            raise BadData(f"data {self._bench.data.name!r} has no test split")
+        return on_split(model, file if self._by_file else None, self._bench.data.test, self._bench)
 
     def _latency(self, job: Job, compressed: Compressed) -> dict[str, float]:
         if not job.latency:
@@ -128,7 +154,13 @@ class Worker:
         return {"latency_ms": latency_ms(compressed.model, inputs)}
 
     def _save(
-        self, job: Job, compressed: Compressed, metrics: Mapping[str, float], notes: tuple[str, ...], folder: Path
+        self,
+        job: Job,
+        compressed: Compressed,
+        metrics: Mapping[str, float],
+        notes: tuple[str, ...],
+        folder: Path,
+        file: Quantised | None,
     ) -> None:
         config, data = self._config, self._bench.data
         base = {f"base_{name}": value for name, value in self._base_metrics.items()}
@@ -147,6 +179,8 @@ class Worker:
             notes=notes,
         )
         artefact.save(folder, compressed, manifest)
+        if file is not None and self._by_file:
+            write_bytes(folder / QUANTISED, file.content)
 
 
 def run_rungs(recipe: Recipe, bench: Bench, rungs: RungSpec, seed: int, after: AfterRung | None = None) -> Outcome:

@@ -2,7 +2,8 @@
 
 from autoprune.trial.bench import Bench, Cost
 from autoprune.trial.choosing import budget_of
-from autoprune.trial.finishing import Finished, certified, finish
+from autoprune.trial.deploying import as_deployed, on_split
+from autoprune.trial.finishing import Finished, certified, finish, quantised
 from autoprune.trial.measuring import Measurement, measure, metrics_of
 from autoprune.trial.recovering import restart, train_compressed, train_on
 from autoprune.trial.run import Outcome, Prepared, prepare, run_trial
@@ -14,12 +15,15 @@ __all__ = [
     "Measurement",
     "Outcome",
     "Prepared",
+    "as_deployed",
     "budget_of",
     "certified",
     "finish",
     "measure",
     "metrics_of",
+    "on_split",
     "prepare",
+    "quantised",
     "restart",
     "run_trial",
     "train_compressed",

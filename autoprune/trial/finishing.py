@@ -58,11 +58,18 @@ def _timed(model: nn.Module, recipe: Recipe, bench: Bench) -> Finished:
     return Finished(metrics={"latency_ms": own, "latency_fraction": own / base}, cost=_spent(0, began))
 
 
-def _deployed(model: nn.Module, recipe: Recipe, bench: Bench, seed: int, samples: int | None) -> Finished:
+def quantised(model: nn.Module, recipe: Recipe, bench: Bench, seed: int) -> Quantised | None:
+    """Return a trial's quantised file, the same for the same model and seed; None where the recipe asks for none."""
     if recipe.quantisation is None:
-        return Finished()
+        return None
+    return quantise(model, recipe.quantisation, bench.data, derive_seed(seed, "quantise"))
+
+
+def _deployed(model: nn.Module, recipe: Recipe, bench: Bench, seed: int, samples: int | None) -> Finished:
     began = time.perf_counter()
-    made = quantise(model, recipe.quantisation, bench.data, derive_seed(seed, "quantise"))
+    made = quantised(model, recipe, bench, seed)
+    if made is None:
+        return Finished()
     found = measured_on(made, bench.data.validation, bench.task, bench.settings.eval_batch_size, samples)
     count = made.calibration_samples + int(found.pop("int8_count"))
     return Finished(quantised=made, metrics=found, cost=_spent(count, began))

@@ -65,7 +65,7 @@ def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measu
     with tallied(model) as tallies:
         found = evaluate(model, bench.data.validation, bench.task, bench.settings.eval_batch_size, limit=samples)
     forward_seconds = time.perf_counter() - began
-    inputs = _one_sample(bench)
+    inputs = one_sample(bench)
     flops, params = count_flops(model, inputs), count_params(model)
     sparse_flops = count_sparse_flops(model, inputs, flops)
     dynamic = dynamic_cost(tallies, flops)
@@ -92,6 +92,7 @@ def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measu
     )
 
 
-def _one_sample(bench: Bench) -> object:
+def one_sample(bench: Bench) -> object:
+    """Return a batch of one training sample on the bench's device: what costs are counted with."""
     inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
     return inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from itertools import count
@@ -11,11 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from autoprune.compressed import exchange
 from autoprune.cost import count_flops
 from autoprune.cost.timing import Protocol, Ratio
 from autoprune.deployment.quantised import method_of, quantise
 from autoprune.deployment.speed import Candidate, Measured, check_one_setting, measure_speed
 from autoprune.errors import BadInput
+from autoprune.replacement.haste import Haste
 from autoprune.trial import Bench
 
 QUICK = Protocol(warm_up=1, most_warm_up=1, settled_calls=1, calls=10, seconds=0.0, block=5, retries=0)
@@ -95,6 +98,17 @@ def test_times_of_two_settings_are_never_put_together(change: dict[str, Any]) ->
     check_one_setting([found, found])
     with pytest.raises(BadInput, match="do not compare"):
         check_one_setting([found, other])
+
+
+@pytest.mark.parametrize("backend", ["eager", "onnxruntime"])
+def test_layers_whose_cost_depends_on_their_input_are_timed_too(digits_bench: Bench, backend: str) -> None:
+    model = copy.deepcopy(digits_bench.model)
+    assert exchange(model, Haste())
+    inputs = digits_bench.data.example_inputs
+    ((found,),) = measure_speed(digits_bench.model, [Candidate(model=model)], inputs, backend, protocol=QUICK)
+    # what it saves depends on the input: by dense kernels it saves nothing
+    assert found.flops_fraction == 1.0
+    assert found.resources.peak_activation_bytes > found.base_resources.peak_activation_bytes
 
 
 def test_a_quantised_file_is_timed_with_its_own_size_and_accuracy(digits_bench: Bench) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from autoprune.report import polished
 from autoprune.report.front import Front
 from autoprune.report.html import render
-from autoprune.report.tables import print_front
+from autoprune.report.tables import polished_cells, print_front
 from autoprune.study.records import PolishRecord
 
 from .conftest import study, trial
@@ -52,6 +52,22 @@ def test_the_polished_model_is_the_best_repeat_by_validation():
     found, which = polished.as_polished(trained(training(0, 0.95), training(1, 0.96, test=0.8)))
     assert (which.repeat, found.metrics["accuracy"], found.test["accuracy"]) == (1, 0.96, 0.8)
     assert polished.as_polished(trial(1, (0.9,), 0.5)) is None
+
+
+def test_the_int8_file_is_that_of_the_polished_models():
+    def more(one, accuracy):
+        return replace(one, metrics={**one.metrics, "int8_accuracy": accuracy, "int8_bytes": 2048.0})
+
+    both = trained(more(training(0, 0.95), 0.90), more(training(1, 0.97), 0.94))
+    before = replace(both.rungs[-1], metrics={**both.rungs[-1].metrics, "int8_accuracy": 0.1, "int8_bytes": 1.0})
+    front = Front.of(study((replace(both, rungs=(before,)),)))
+    headings, (row,) = polished_cells(front)
+    assert headings == ["model", "epochs", "trainings", "validation", "test", "int8", "int8 size"]
+    assert row[2:] == ["2", "96.00 ± 12.71 %", "90.00 ± 0.00 %", "92.00 %", "2 KiB"]
+    assert polished.plain(both)["int8_accuracy"] == pytest.approx(0.92)
+    # of trainings that were recorded without it nothing is said
+    partly = trained(more(training(0, 0.95), 0.90), training(1, 0.97))
+    assert "int8_accuracy" not in polished.averaged(partly)
 
 
 def test_a_pick_takes_the_polished_model_unless_told_not_to(tmp_path):

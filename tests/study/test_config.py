@@ -100,7 +100,7 @@ def test_overrides():
         ({"targets": [1.2]}, r"targets\.0\.flops_fraction: .*less than or equal to 1"),
         ({"targets": [0.5, 0.5]}, "the same target is given twice"),
         ({"objectives": ["flops"]}, "objectives are accuracy and any of"),
-        ({"objectives": ["accuracy", "size"]}, r"objectives\.1: Input should be 'accuracy'"),
+        ({"objectives": ["accuracy", "speed"]}, r"objectives\.1: Input should be 'accuracy'"),
         ({"rungs": {"epochs": [1, 2]}}, "epochs must begin with 0"),
         ({"rungs": {"epochs": [0, 2, 1]}}, "epochs must rise"),
         ({"rungs": {"validation_samples": [10]}}, "one number for each of the 3 rungs"),

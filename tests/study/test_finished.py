@@ -14,7 +14,9 @@ from autoprune.report import html, tables
 from autoprune.report.front import Front
 from autoprune.study.config import load
 from autoprune.study.launch import launch
+from autoprune.study.polish import polish
 from autoprune.study.records import StudyRecord
+from autoprune.study.run_folder import RunFolder
 
 STUDY: dict[str, Any] = {
     "name": "finished",
@@ -68,6 +70,18 @@ def test_tables_and_page_say_which_is_which(record: StudyRecord) -> None:
     assert rows[0]["int8_bytes"] == record.trials[0].metrics["int8_bytes"]
     assert "int8_bytes" not in rows[1]
     assert front.csv().splitlines()[0].endswith("certified_epsilon")
+
+
+def test_polishing_measures_file_and_proof_anew(record: StudyRecord) -> None:
+    small = record.trials[0]
+    after, failures = polish(RunFolder(record.folder), [small], epochs=1.0)
+    assert not failures
+    (found,) = after.trials[0].polished
+    assert found.metrics["int8_loss"] != small.metrics["int8_loss"]
+    assert found.metrics["certified_accuracy"] <= found.metrics["attacked_accuracy"]
+    assert "deployed_bytes" not in found.metrics
+    picked = Front.of(after).pick(trial=0).trial.metrics
+    assert picked["int8_accuracy"] == found.metrics["int8_accuracy"]
 
 
 def test_the_objective_needs_an_epsilon() -> None:

@@ -19,7 +19,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -36,6 +36,7 @@ from autoprune.seeds import derive_seed
 from autoprune.trial import Bench, measure, metrics_of, prepare, train_compressed
 
 SEEDS = (0, 1, 2)
+STARTS = ("base", "fresh")
 TARGET, SPARSITY = 0.5, 0.9
 
 
@@ -177,7 +178,7 @@ def trial(recipe: Recipe, bench: Bench, budget: Budget, seed: int) -> Row:
     }
 
 
-def run(study: str, only: str, seeds: int, budget: Budget, out: Path) -> None:
+def run(study: str, only: str, seeds: int, starts: Sequence[str], budget: Budget, out: Path) -> None:
     """Measure what is not in the file yet."""
     bench = bench_of(study)
     budget = Budget(budget.epochs, budget.batch_size, budget.lr, len(bench.data.train) / budget.batch_size)
@@ -189,7 +190,7 @@ def run(study: str, only: str, seeds: int, budget: Budget, out: Path) -> None:
     for seed in SEEDS[:seeds]:
         for kind, arms in ARMS.items():
             for arm in arms:
-                for start in ("base",) if kind == "dynamic" else ("base", "fresh"):
+                for start in (s for s in starts if s == "base" or kind != "dynamic"):
                     row: Row = {"kind": kind, "study": study, "arm": arm, "start": start, "seed": seed}
                     if tuple(row.get(key) for key in KEYS) in done or not fnmatch(arm, only):
                         continue
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("study", nargs="?", choices=sorted(BUDGETS), help="which study's base model and data")
     parser.add_argument("--only", default="*", help="glob of arms")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the seeds 0, 1, 2")
+    parser.add_argument("--start", action="append", choices=STARTS, help="only from these weights")
     parser.add_argument("--epochs", type=float, default=math.nan, help="training budget of every arm")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("training_methods.jsonl"))
     parser.add_argument("--markdown", type=Path, help="write the tables of the file to this page")
@@ -218,7 +220,7 @@ def main() -> None:
         if not math.isnan(options.epochs):
             budget = Budget(options.epochs, budget.batch_size, budget.lr)
         with threads.limited(1):
-            run(options.study, options.only, options.seeds, budget, options.out)
+            run(options.study, options.only, options.seeds, options.start or STARTS, budget, options.out)
     if options.markdown:
         write_text(options.markdown, markdown(read_rows(options.out)))
 

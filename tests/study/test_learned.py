@@ -54,7 +54,7 @@ def test_each_target_takes_the_best_of_the_nearest_one(make_config, tmp_path):
 def test_a_target_of_another_cost_is_the_farthest(make_config, tmp_path):
     record = record_of([trial(0, 0.9, 0.5, lr=0.01), trial(1, 0.8, 0.5, lr=0.02)], make_config, tmp_path)
     found = best_recipes(record, [Target(flops_fraction=None, params_fraction=0.5)], per_target=1)
-    assert found[0]["target"] == {"flops_fraction": None, "params_fraction": 0.5}
+    assert found[0]["target"] == {"flops_fraction": None, "params_fraction": 0.5, "latency_fraction": None}
 
 
 def test_a_study_without_a_finished_trial_starts_nothing(make_config, tmp_path):

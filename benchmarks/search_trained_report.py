@@ -50,7 +50,7 @@ def _study(study: str, rows: Sequence[Row]) -> str:
         found = [row for row in rows if row["search"] == name and row["seed"] in random]
         lines.append(f"| {name} | {len(found)} | {' | '.join(_cells(found, random))} |")
     lines += ["", "Test accuracy (per cent) of the best model by validation at each target, seed by seed:", ""]
-    targets = (0.5, 0.3)
+    targets = first["targets"]
     lines += [f"| search | {' | '.join(f'{100 * t:.0f} % of the FLOPs' for t in targets)} |", "|---|---|---|"]
     for name in names:
         found = sorted((row for row in rows if row["search"] == name), key=lambda row: row["seed"])

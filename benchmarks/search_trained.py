@@ -8,9 +8,9 @@
 All searches have the same model, data, split, search space (`low_rank`), targets, final training and validation images.
 Cost counts samples that went forward and backward, in the search and before it: a forward sample is a third of one.
 Quality is the hypervolume of accuracy over FLOPs fractions from 0.2 (digits: 0.1) to 1, against accuracy 0: of
-validation after every trial, and of the test accuracies of the front at the end. Torch-Pruning takes part where it is installed.
-Rows are appended to a file of JSON lines, and what is there already is not run again; a search that was cut off goes on
-in its run folder.
+validation after every trial, and of the test accuracies of the front at the end. Torch-Pruning takes part where it is
+installed. Rows are appended to a file of JSON lines, and what is there already is not run again; a search that was cut
+off goes on in its run folder.
 """
 
 from __future__ import annotations

@@ -17,12 +17,22 @@ METRICS = (
     "certified_accuracy", "attacked_accuracy", "certified_epsilon",
 )  # fmt: skip
 _INT8, _CERTIFIED, _DEPLOYED = "int8_accuracy", "certified_accuracy", "deployed_bytes"
-_FILE = ("file", "size", "memory", "energy", "float32")
+_RESOURCES = {
+    "size": _DEPLOYED,
+    "memory": "deployed_activation_bytes",
+    "energy": "deployed_energy_uj",
+}
+_FILE = ("file", *_RESOURCES, "float32")
 
 
-def headings(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """Return the headings of the columns that any of the rows, metrics of a model each, has a value for."""
-    found = list(_FILE) if _has(rows, _DEPLOYED) else ["int8", "int8 size"] if _has(rows, _INT8) else []
+def headings(rows: Sequence[Mapping[str, float]], objectives: Sequence[str] | None = None) -> list[str]:
+    """Return the headings of the columns that any of the rows, metrics of a model each, has a value for.
+
+    objectives: where the line is short, of what a file takes only what is an objective.
+    """
+    found = ["int8", "int8 size"] if _has(rows, _INT8) else []
+    if _has(rows, _DEPLOYED):
+        found = [name for name in _FILE if objectives is None or name == "file" or name in objectives]
     if _has(rows, _CERTIFIED):
         radii = sorted({metrics["certified_epsilon"] for metrics in rows if _CERTIFIED in metrics})
         found.append("certified" if len(radii) > 1 else f"certified ({radii[0]:g})")
@@ -31,7 +41,7 @@ def headings(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 def cells(metrics: Mapping[str, float], shown: Sequence[str]) -> list[str]:
     """Return the values of one row for these headings, `-` where there is none."""
-    found = _deployed(metrics) if "file" in shown else []
+    found = [cell for name, cell in _deployed(metrics).items() if name in shown]
     if "int8" in shown:
         size = metrics.get("int8_bytes", math.nan)
         found += [_share(metrics, _INT8), f"{size / 1024:.0f} KiB" if math.isfinite(size) else "-"]
@@ -43,7 +53,9 @@ def cells(metrics: Mapping[str, float], shown: Sequence[str]) -> list[str]:
 
 def legend(shown: Sequence[str]) -> str:
     """Return what the columns say, empty without any."""
-    told = _LEGEND if "file" in shown else ""
+    told = "".join(text for name, text in _LEGENDS.items() if name in shown)
+    if any(name in shown for name in _RESOURCES):
+        told += "; in brackets in per cent of the base model's."
     if "int8" in shown:
         told += " int8: validation accuracy and size of the model's quantised file; all other accuracies are float32."
     if any(heading.startswith("certified") for heading in shown):
@@ -54,24 +66,31 @@ def legend(shown: Sequence[str]) -> str:
     return told
 
 
-_LEGEND = (
-    " Accuracies are those of what is deployed (file): the int8 file where the recipe quantises, else the float32 "
-    "model; float32: validation accuracy of the model before that. size: of the int8 file, or of float32 weights and "
-    "buffers; memory: activations of one sample that are alive at once, counted on the graph; energy: a proxy, no "
-    "measurement; in brackets each in per cent of the base model's."
-)
+_LEGENDS = {
+    "file": (
+        " Accuracies are those of what is deployed (file): the int8 file where the recipe quantises, else the float32 "
+        "model"
+    ),
+    "float32": "; float32: validation accuracy of the model before that",
+    "size": "; size: of the int8 file, or of float32 weights and buffers",
+    "memory": "; memory: activations of one sample that are alive at once, counted on the graph",
+    "energy": "; energy: a proxy, no measurement",
+}
 
 
-def _deployed(metrics: Mapping[str, float]) -> list[str]:
-    """Return the cells of `_FILE`."""
+def _deployed(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Return the cells of `_FILE`, by heading."""
     if _DEPLOYED not in metrics:
-        return ["-"] * len(_FILE)
-    size, memory = (f"{metrics[name] / 1024:.0f} KiB" for name in (_DEPLOYED, "deployed_activation_bytes"))
-    amounts = (size, memory, f"{metrics['deployed_energy_uj']:.3g} uJ")
-    names = (_DEPLOYED, "deployed_activation_bytes", "deployed_energy_uj")
-    shares = (f"{100 * metrics[f'{name}_fraction']:.0f} %" for name in names)
-    told = [f"{amount} ({share})" for amount, share in zip(amounts, shares, strict=True)]
-    return ["int8" if _INT8 in metrics else "float32", *told, _share(metrics, "float_accuracy")]
+        return dict.fromkeys(_FILE, "-")
+    told = {
+        name: f"{_amount(metrics, key)} ({100 * metrics[f'{key}_fraction']:.0f} %)" for name, key in _RESOURCES.items()
+    }
+    file = "int8" if _INT8 in metrics else "float32"
+    return {"file": file, **told, "float32": _share(metrics, "float_accuracy")}
+
+
+def _amount(metrics: Mapping[str, float], key: str) -> str:
+    return f"{metrics[key]:.3g} uJ" if key.endswith("uj") else f"{metrics[key] / 1024:.0f} KiB"
 
 
 def _has(rows: Sequence[Mapping[str, float]], metric: str) -> bool:

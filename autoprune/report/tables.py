@@ -143,7 +143,7 @@ def front_table(front: Front) -> Table:
         columns[3:3] = ["sparse FLOPs", "of base", "sparsity"]
     if front.speed_of:
         columns[3:3] = ["speed-up"]
-    more = extras.headings([t.metrics for t in (*front.trials, *front.baselines)])
+    more = extras.headings([t.metrics for t in (*front.trials, *front.baselines)], front.record.config.objectives)
     columns[-1:-1] = more
     for column in columns:
         table.add_column(column, justify="left" if column in ("model", "by rung") else "right", no_wrap=True)
@@ -256,7 +256,8 @@ def _legend(front: Front) -> str:
     config = front.record.config
     epochs = ", ".join(f"{e:g}" for e in config.rungs.epochs)
     shown = (*front.trials, *front.baselines)
-    sparse, more = has_sparsity(shown), extras.headings([t.metrics for t in shown])
+    sparse = has_sparsity(shown)
+    more = extras.headings([t.metrics for t in shown], front.record.config.objectives)
     return (
         "* on the front; ~ on it too, but its next cheaper neighbour is as good within the noise (95 %). FLOPs are 2 x "
         f"MACs for one\nsample{_SPARSE if sparse else ''}. validation: accuracy on the split that the search saw; "

@@ -43,3 +43,12 @@ def test_epsilons_that_differ_stand_in_the_cells() -> None:
     shown = extras.headings(rows)
     assert shown == ["certified"]
     assert extras.cells(rows[1], shown) == ["50.00 % (0.02)"]
+
+
+def test_a_short_line_has_only_what_is_an_objective() -> None:
+    shown = extras.headings([FLOAT, INT8], ["accuracy", "memory"])
+    assert shown == ["file", "memory"]
+    assert extras.cells(INT8, shown) == ["int8", "4 KiB (75 %)"]
+    told = extras.legend(shown)
+    assert "memory: activations" in told
+    assert "size:" not in told

@@ -97,7 +97,8 @@ def _summary(listed: Sequence[str], rows: dict[str, Row]) -> Iterable[str]:
 
 
 def _memory(done: Sequence[Row]) -> str:
-    known = [row for row in done if "memory" in row]
+    # older rows counted memory in another way
+    known = [row for row in done if "model_mib" in row]
     over = [row for row in known if row["memory"] > 3]
     if not known:
         return ""
@@ -187,7 +188,7 @@ def _failed(listed: Sequence[str], rows: dict[str, Row]) -> Iterable[str]:
 
 
 def _all(row: Row, theirs: dict[str, Row]) -> tuple[Any, ...]:
-    cells = tuple(row.get(key) for key, _ in COLUMNS)
+    cells = tuple(row.get(key, "-") for key, _ in COLUMNS)
     return (row["model"], *cells, *([_verdict(theirs.get(row["model"]))] if theirs else []))
 
 

@@ -96,4 +96,4 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{_mean(values):.4f} ± {statistics.stdev(values) if len(values) > 1 else 0:.4f}"
+    return f"{_mean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")

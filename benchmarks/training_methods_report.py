@@ -136,7 +136,10 @@ train for tens of times as long. Dense, sparse and dynamic FLOPs are three diffe
 own; dynamic FLOPs are measured, overhead included. No arm gets faster in stock PyTorch by sparse or dynamic FLOPs.
 
 Differences of the size of an accuracy's standard error mean nothing. On digits that is nearly all of them: the small
-network is at its ceiling, and the tables show that budgets and targets are kept, not which method is best."""
+network is at its ceiling, and the tables show that budgets and targets are kept, not which method is best. On ResNet-20
+every arm has half an epoch and one seed, from the base model's weights only (after half an epoch from new weights there
+is nothing to compare); there a method that spends the budget on its own training, or moves the weights far, is behind
+one cut at once and finetuned, which says more about the budget than about the method."""
 
 _FLAT = """\
 Before the cut and the finetuning, on 512 training images. mu is `mu_rel`, 10 by default; mu = alpha = 0 is the same

@@ -75,10 +75,14 @@ def _regularised(criterion: Any, allocation: str, regulariser: Callable[[Budget]
     }
 
 
+def _of_lrpet(budget: Budget) -> dict[str, Any]:
+    return {"epochs": budget.epochs, "interval": budget.epochs / 20}
+
+
 def _low_rank(**method: Any) -> Arm:
     return lambda budget: {
         "criterion": None,
-        "low_rank": method | ({"epochs": budget.epochs} if method["name"] == "lrpet" else {}),
+        "low_rank": method | (_of_lrpet(budget) if method["name"] == "lrpet" else {}),
     }
 
 
@@ -118,8 +122,8 @@ ARMS: dict[str, dict[str, Arm]] = {
             {"name": "flatness", "alpha": 0.0}, "global", lambda b: _flat(b, 0.0)
         ),
         "svd": _low_rank(name="svd", scheme="channel"),
-        "lrpet": _low_rank(name="lrpet", interval=0.5),
-        "lrpet, no transfer": _low_rank(name="lrpet", interval=0.5, transfer=False),
+        "lrpet": _low_rank(name="lrpet"),
+        "lrpet, no transfer": _low_rank(name="lrpet", transfer=False),
     },
     "zero": {
         "magnitude": _zero(lambda b: {"name": "magnitude"}),

@@ -26,9 +26,10 @@ def half(model: Any, example: Any) -> dict[str, Any]:
     import torch_pruning
 
     model.eval()
-    shapes, full = _run(model, example)
+    # some models keep results of a forward pass, which cannot be copied
     original = copy.deepcopy(model)
     row: dict[str, Any] = {"copy_ms": _copy_ms(model)}
+    shapes, full = _run(model, example)
     start = time.process_time()
     try:
         _prune(model, example, torch_pruning.importance.MagnitudeImportance(p=2))

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoprune.graph import Layer, Structure
-from autoprune.tasks import device_of, eval_mode, forward
+from autoprune.tasks import batch_length, device_of, eval_mode, forward
 
 _SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 _FITTED_SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)
@@ -70,14 +70,12 @@ class LayerTimes:
 
         Raises KeyError for a layer that was not timed.
         """
-        return self._combined(*self._terms(structure, counts))
+        layers_ms, activations = self._terms(structure, counts)
+        return self.scale * layers_ms + self.rest + self.per_activation * activations
 
     def fraction(self, structure: Structure, counts: NDArray[Any]) -> float:
         """Return the same as a share of the base model's predicted time."""
         return self.predicted_ms(structure, counts) / self.whole_ms
-
-    def _combined(self, layers_ms: float, activations: float) -> float:
-        return self.scale * layers_ms + self.rest + self.per_activation * activations
 
     def _terms(self, structure: Structure, counts: NDArray[Any]) -> tuple[float, float]:
         rows = self._rows(structure)
@@ -136,7 +134,7 @@ def time_layers(
     laid_out: puts a model into the memory layout that it is to run in.
     """
     device = device_of(model)
-    batch = len(next(t for t in _tensors(inputs)))
+    batch = batch_length(inputs)
     full, least = structure.layer_widths(structure.sizes), structure.layer_widths(structure.min_counts)
     channels_last = _is_channels_last(laid_out, device)
     read = np.array([_grid(layer, full[i, 0], least[i, 0]) for i, layer in enumerate(structure.layers)])
@@ -313,9 +311,3 @@ def _seconds(run: Callable[[], object], calls: int, device: torch.device) -> flo
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (time.perf_counter() - begin) / calls
-
-
-def _tensors(inputs: Any) -> list[Tensor]:
-    from torch.utils import _pytree as pytree
-
-    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]

@@ -27,7 +27,7 @@ from autoprune.search.samplers import build_sampler
 from autoprune.search.space import Space
 from autoprune.seeds import derive_seed
 from autoprune.study import events, records
-from autoprune.study.config import StudyConfig, target_label, times_trials
+from autoprune.study.config import StudyConfig, target_label
 from autoprune.study.disk import Finished, worth_keeping
 from autoprune.study.jobs import Job, JobFailure, JobQueue, JobResult
 from autoprune.study.planner import Draft, Planner
@@ -278,7 +278,7 @@ class Controller:
             seed=live.seed,
             epochs=self.config.rungs.trained(rung),
             samples=self.config.rungs.samples(rung),
-            latency=times_trials(self.config),
+            latency="latency" in self.config.objectives,
             finished=rung == self.config.rungs.top or objectives.need_finished(self.config.objectives),
         )
 

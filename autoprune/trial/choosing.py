@@ -191,7 +191,7 @@ def _limited(target: Target, bench: Bench, structure: Structure) -> tuple[CostOf
     if target.params_fraction is not None:
         return structure.total_params, bench.base.params * target.params_fraction
     times, allowed = bench.layer_times, target.latency_fraction or 1.0
-    return functools.partial(times.predicted_ms, structure), times.base_ms * allowed
+    return functools.partial(times.predicted_ms, structure), times.whole_ms * allowed
 
 
 def _repair(

@@ -15,6 +15,7 @@ from autoprune.errors import UnreachableTarget
 from autoprune.graph import Structure, trace
 from autoprune.recipe import Recipe
 from autoprune.trial import Bench, budget_of, prepare
+from autoprune.trial.choosing import _limited
 
 
 def convolutions() -> tuple[nn.Module, torch.Tensor]:
@@ -200,6 +201,14 @@ def test_a_latency_out_of_reach_names_the_least(timed_bench: Bench) -> None:
     target = {"flops_fraction": None, "latency_fraction": 0.001}
     with pytest.raises(UnreachableTarget, match=r"latency_fraction 0\.0"):
         prepare(latency_recipe(target=target), timed_bench, 0)
+
+
+def test_an_allocation_sees_the_limit_that_the_repair_meets(timed_bench: Bench) -> None:
+    """The whole model counts as predicted on both sides, whatever it was measured to take."""
+    structure, times = timed_bench.base.structure, timed_bench.layer_times
+    cost, budget = _limited(latency_recipe().target, timed_bench, structure)
+    assert times.base_ms != times.whole_ms
+    assert budget / cost(structure.sizes) == pytest.approx(0.5)
 
 
 def test_a_budget_of_latency_needs_times(timed_bench: Bench) -> None:

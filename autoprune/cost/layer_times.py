@@ -126,17 +126,16 @@ def time_layers(
     structure: Structure,
     inputs: Any,
     *,
-    laid_out: Callable[[nn.Module], nn.Module] = lambda model: model,
+    channels_last: bool = False,
     seed: int = 0,
 ) -> LayerTimes:
     """Time a model's layers, and cut models to fit the rest to, with these inputs, where the model is.
 
-    laid_out: puts a model into the memory layout that it is to run in.
+    channels_last: the model runs in that memory layout.
     """
     device = device_of(model)
     batch = batch_length(inputs)
     full, least = structure.layer_widths(structure.sizes), structure.layer_widths(structure.min_counts)
-    channels_last = _is_channels_last(laid_out, device)
     read = np.array([_grid(layer, full[i, 0], least[i, 0]) for i, layer in enumerate(structure.layers)])
     written = np.array([_grid(layer, full[i, 1], least[i, 1]) for i, layer in enumerate(structure.layers)])
     timed = [
@@ -160,7 +159,7 @@ def time_layers(
         device=str(device),
         threads=torch.get_num_threads(),
     )
-    return _fitted(alone, model, structure, inputs, laid_out, np.random.default_rng(seed))
+    return _fitted(alone, model, structure, inputs, channels_last, np.random.default_rng(seed))
 
 
 def _fitted(
@@ -168,7 +167,7 @@ def _fitted(
     model: nn.Module,
     structure: Structure,
     inputs: Any,
-    laid_out: Callable[[nn.Module], nn.Module],
+    channels_last: bool,
     draws: np.random.Generator,
 ) -> LayerTimes:
     whole = structure.sizes
@@ -176,7 +175,7 @@ def _fitted(
     shares += [draws.uniform(0.2, 1.0, len(whole)) for _ in range(_FITTED_AT_RANDOM + _CHECKED)]
     counts = [np.clip(np.round(whole * share), structure.min_counts, whole).astype(np.int64) for share in shares]
     counts = [_on_grid(structure, one) for one in counts]
-    seen = np.array([_of_cut(model, structure, one, inputs, laid_out) for one in counts])
+    seen = np.array([_of_cut(model, structure, one, inputs, channels_last) for one in counts])
     known = len(counts) - _CHECKED
     best, least = alone, float("inf")
     for block in _BLOCKS:
@@ -210,10 +209,11 @@ def _of_cut(
     structure: Structure,
     counts: IntArray,
     inputs: Any,
-    laid_out: Callable[[nn.Module], nn.Module],
+    channels_last: bool,
 ) -> float:
     keep = {name: list(range(int(count))) for name, count in zip(structure.names, counts, strict=True)}
-    return _of_model(laid_out(structure.cut(model, keep)), inputs)
+    cut = structure.cut(model, keep)
+    return _of_model(cut.to(memory_format=torch.channels_last) if channels_last else cut, inputs)
 
 
 def _of_model(model: nn.Module, inputs: Any) -> float:
@@ -289,11 +289,6 @@ def _of_layer(layer: Layer, read: int, written: int, batch: int, device: torch.d
 
 def _laid(tensor: Tensor, channels_last: bool) -> Tensor:
     return tensor.to(memory_format=torch.channels_last) if channels_last and tensor.dim() == 4 else tensor
-
-
-def _is_channels_last(laid_out: Callable[[nn.Module], nn.Module], device: torch.device) -> bool:
-    probe = laid_out(nn.Conv2d(4, 4, 3, device=device))
-    return probe.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
 
 
 def _shortest_ms(run: Callable[[], object], device: torch.device, least_calls: int = 3) -> float:

@@ -87,6 +87,11 @@ class Split(ABC):
         chunks = torch.split(order[:count], batch_size) if count else ()
         return self.gather(chunks, seed=seed, augment=augment, device=device)
 
+    def one_sample(self, device: torch.device | str | None = None) -> Inputs:
+        """Return the inputs of a batch of one, always of the same sample: what costs are counted with."""
+        inputs: Inputs = next(self.batches(1, limit=1, device=device))[0]
+        return inputs
+
 
 class TensorSplit(Split):
     """Samples held in tensors, (N, ...) each; a memory map serves as well.

@@ -60,7 +60,7 @@ def readings(model: nn.Module, structure: Structure, source: Source) -> Gathered
     """
     probe = copy.deepcopy(model).to(source.device).eval()
     follower = _Follower({id(p): name for name, p in probe.named_parameters()})
-    inputs, _ = next(source.data.train.batches(1, limit=1, device=source.device))
+    inputs = source.data.train.one_sample(source.device)
     with torch.no_grad(), follower:
         forward(probe, inputs)
     names = norm_names(structure)

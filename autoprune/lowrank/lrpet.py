@@ -79,7 +79,7 @@ class Lrpet(Paired):
 
     def shape(self, model: nn.Module, ranks: Mapping[str, int], context: LowRankContext) -> None:
         """Raises TrialFailed when a weight becomes NaN or infinite."""
-        inputs, _ = next(context.data.train.batches(1, limit=1, device=context.device))
+        inputs = context.data.train.one_sample(context.device)
         behind = norms_behind(model.to(context.device), inputs) if self.rectify else {}
         hook = _Projecting(self, ranks, behind)
         context.train(model, self.epochs, hook, "project")

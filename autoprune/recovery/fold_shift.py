@@ -52,7 +52,7 @@ class FoldShift(Recovery):
         """Raises BadRecipe when it is used without a cut."""
         if context.cut is None:
             raise BadRecipe("fold_shift corrects a model that was just cut; it cannot run on its own")
-        inputs, _ = next(context.data.train.batches(1, limit=1, device=context.device))
+        inputs = context.data.train.one_sample(context.device)
         behind = norms_behind(model.to(context.device), inputs)
         for group in context.cut.structure.groups:
             found = [r for r in context.cut.evidence.readings(group) if r.activation != OTHER]

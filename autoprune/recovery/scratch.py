@@ -50,5 +50,5 @@ class Scratch(_Training):
         return float(budget(epochs, rho, self.cap)) if whole else scaled(epochs, rho, self.cap)
 
     def _flops(self, model: nn.Module, context: RecoveryContext) -> int:
-        inputs, _ = next(context.data.train.batches(1, limit=1, device=device_of(model)))
+        inputs = context.data.train.one_sample(device_of(model))
         return count_flops(model, inputs)

@@ -72,7 +72,7 @@ def evaluate_artefact(
     model = artefact.load(folder)
     data, task = artefact_setting(folder, overrides or {})
     place = TrialSettings(device=device).torch_device()
-    one, _ = next(data.validation.batches(1, limit=1, device=place))
+    one = data.validation.one_sample(place)
     flops, dynamic = count_flops(model.to(place), one), None
     found: dict[str, Any] = {}
     for name in splits:

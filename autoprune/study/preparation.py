@@ -247,8 +247,7 @@ def _gather(needs: frozenset[str], bench: Bench, listen: events.Listener) -> Non
 def _measure_base(config: StudyConfig, bench: Bench) -> dict[str, float]:
     metrics = metrics_of(measure(bench.model, bench))
     if times_trials(config):
-        inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
-        metrics["latency_ms"] = latency_ms(bench.model, inputs)
+        metrics["latency_ms"] = latency_ms(bench.model, bench.data.train.one_sample(bench.device))
     if objectives.of_deployed(config.objectives):
         metrics = as_deployed(metrics, bench.model, bench)
     if config.trial.certified_epsilon is not None:

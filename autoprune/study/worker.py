@@ -150,8 +150,7 @@ class Worker:
     def _latency(self, job: Job, compressed: Compressed) -> dict[str, float]:
         if not job.latency:
             return {}
-        inputs, _ = next(self._bench.data.train.batches(1, limit=1, device=self._bench.device))
-        return {"latency_ms": latency_ms(compressed.model, inputs)}
+        return {"latency_ms": latency_ms(compressed.model, self._bench.data.train.one_sample(self._bench.device))}
 
     def _save(
         self,

@@ -76,13 +76,17 @@ class Bench:
 
     @functools.cached_property
     def layer_times(self) -> LayerTimes:
-        """Times of the base model's layers on one sample; every process with the same evidence folder has the same."""
+        """Times of the base model's layers on one sample, here and with this many threads.
+
+        Every process with the same evidence folder has the same.
+        """
         structure, folder = self.base.structure, self.evidence_folder
-        file = None if folder is None else folder / f"layer_times_{structure.fingerprint[:16]}.json"
+        where = f"{self.device.type}_{torch.get_num_threads()}_threads"
+        file = None if folder is None else folder / f"layer_times_{structure.fingerprint[:16]}_{where}.json"
         if file is not None and file.is_file():
             return LayerTimes.parse(read_json(file))
-        inputs, _ = next(self.data.train.batches(1, limit=1, device=self.device))
-        found = time_layers(self.model, structure, inputs, laid_out=self.laid_out)
+        inputs = self.data.train.one_sample(self.device)
+        found = time_layers(self.model, structure, inputs, channels_last=self.settings.channels_last)
         if file is not None:
             write_json(file, found.plain())
         return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autoprune.allocation import AllocationContext
-from autoprune.allocation._base import Cost as CostOfCounts
+from autoprune.allocation import Cost as CostOfCounts
 from autoprune.errors import BadRecipe, NotApplicable
 from autoprune.evidence import Evidence, ModelEvidence
 from autoprune.graph import Structure

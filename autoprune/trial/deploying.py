@@ -15,7 +15,6 @@ from autoprune.deployment.quantised import Quantised, measured_on
 from autoprune.quantisation import Quantisation
 from autoprune.tasks import evaluate
 from autoprune.trial.bench import Bench
-from autoprune.trial.measuring import one_sample
 
 RESOURCES = ("deployed_bytes", "deployed_activation_bytes", "deployed_energy_uj")
 """Size, the peak of activations of one sample, and the energy proxy of one sample in microjoule."""
@@ -36,7 +35,7 @@ def as_deployed(
     Raises TraceFailed.
     """
     bits = FLOAT_BITS if method is None else (method.bits, method.activation_bits)
-    (counted,) = count_resources(model, one_sample(bench), (bits,))
+    (counted,) = count_resources(model, bench.data.train.one_sample(bench.device), (bits,))
     size = float(counted.weight_bytes) if method is None else metrics["int8_bytes"]
     found = dict(zip(RESOURCES, (size, float(counted.peak_activation_bytes), counted.energy_proxy_uj), strict=True))
     own = {name: metrics[name if method is None else f"int8_{name}"] for name in ("accuracy", "loss")}

@@ -14,7 +14,6 @@ from autoprune.deployment.quantised import Quantised, measured_on, quantise
 from autoprune.recipe import Recipe
 from autoprune.seeds import derive_seed
 from autoprune.trial.bench import Bench, Cost
-from autoprune.trial.measuring import one_sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,7 @@ def _timed(model: nn.Module, recipe: Recipe, bench: Bench) -> Finished:
     if recipe.target.latency_fraction is None:
         return Finished()
     began = time.perf_counter()
-    own, base = latencies_ms((model, bench.model), one_sample(bench))
+    own, base = latencies_ms((model, bench.model), bench.data.train.one_sample(bench.device))
     return Finished(metrics={"latency_ms": own, "latency_fraction": own / base}, cost=_spent(0, began))
 
 

@@ -65,7 +65,7 @@ def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measu
     with tallied(model) as tallies:
         found = evaluate(model, bench.data.validation, bench.task, bench.settings.eval_batch_size, limit=samples)
     forward_seconds = time.perf_counter() - began
-    inputs = one_sample(bench)
+    inputs = bench.data.train.one_sample(bench.device)
     flops, params = count_flops(model, inputs), count_params(model)
     sparse_flops = count_sparse_flops(model, inputs, flops)
     dynamic = dynamic_cost(tallies, flops)
@@ -90,9 +90,3 @@ def measure(model: nn.Module, bench: Bench, samples: int | None = None) -> Measu
             forward_seconds=forward_seconds,
         ),
     )
-
-
-def one_sample(bench: Bench) -> object:
-    """Return a batch of one training sample on the bench's device: what costs are counted with."""
-    inputs, _ = next(bench.data.train.batches(1, limit=1, device=bench.device))
-    return inputs

@@ -161,7 +161,7 @@ def test_a_timed_model_is_the_sum_of_its_parts() -> None:
 def timed_bench(digits_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A bench whose times are those by hand, as another process has written them."""
     structure = digits_bench.base.structure
-    file = tmp_path / f"layer_times_{structure.fingerprint[:16]}.json"
+    file = tmp_path / f"layer_times_{structure.fingerprint[:16]}_cpu_{torch.get_num_threads()}_threads.json"
     file.write_text(json.dumps(by_hand(structure).plain()))
     monkeypatch.setattr("autoprune.trial.bench.time_layers", None)
     return replace(digits_bench, evidence_folder=tmp_path)

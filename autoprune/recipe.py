@@ -81,6 +81,11 @@ class Target(BaseModel):
         return self
 
     @property
+    def least(self) -> float:
+        """The smallest of its fractions."""
+        return min(float(fraction) for _, fraction in self if fraction is not None)
+
+    @property
     def is_whole(self) -> bool:
         """Whether the base model meets the target as it is."""
         return all(fraction in (None, 1) for _, fraction in self)
@@ -155,8 +160,8 @@ class Recipe(BaseModel):
         return self
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Kinds of evidence that its methods look at."""
+    def methods(self) -> tuple[rooms.Method, ...]:
+        """All its methods, of every room."""
         parts = (
             self.criterion,
             self.allocation,
@@ -169,7 +174,12 @@ class Recipe(BaseModel):
             self.quantisation,
             *self.recovery,
         )
-        return frozenset(kind for part in parts if part is not None for kind in part.needs)
+        return tuple(part for part in parts if part is not None)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Kinds of evidence that its methods look at."""
+        return frozenset(kind for method in self.methods for kind in method.needs)
 
     @property
     def certified_at(self) -> float | None:

@@ -7,10 +7,12 @@ once; nothing waits. It departs from the paper in three ways:
 - Trials are compared only with trials of a similar target. There the objectives that the target pins are equal by
   construction, so that they say nothing; comparing them would make every rounding difference a trade-off.
 - Of the other objectives, trials are ranked by non-dominated front, then by accuracy.
-- Of n results the best ceil(n / reduction) go up, ties included, instead of none before there are `reduction` results:
-  studies are small, and a first trial that is stopped unseen is lost. A rival whose lead is within the standard error
-  of the samples that both were judged on counts as a tie. Baselines go up always and count as results, so
-  that a trial which beats neither of them at rung 0 does stop early.
+- Of n results the best ceil(n / reduction) go up instead of none before there are `reduction` results: studies are
+  small, and a first trial that is stopped unseen is lost. Baselines go up always and count as results, so that a trial
+  which beats neither of them at rung 0 does stop early.
+- A rival whose lead is within the standard error of the samples that both were judged on counts as a tie, and ties
+  alone stop no trial as long as fewer than those ceil(n / reduction) went up. With no such end, a rung where nearly all
+  are alike, as at chance before any training, would let nearly all of them through.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _SAME_COST = math.log(1.05)
 class Point:
     """A trial's result at one rung. `costs` holds the objectives that are minimised, `pinned` those of the target.
 
-    count: the samples that the accuracy was measured on; 0 where that is not known.
+    count: the samples that the accuracy was measured on; 0 where that is not known. promoted: whether it went up.
     """
 
     trial: int
@@ -43,6 +45,7 @@ class Point:
     pinned: Mapping[str, float]
     baseline: bool = False
     count: float = 0.0
+    promoted: bool = False
 
 
 def goes_up(mine: Point, others: Sequence[Point], reduction: float, noise: float = 1.0) -> bool:
@@ -54,7 +57,10 @@ def goes_up(mine: Point, others: Sequence[Point], reduction: float, noise: float
         return True
     rivals = [other for other in others if similar(mine.pinned, other.pinned)]
     places = math.ceil((len(rivals) + 1) / reduction)
-    return count_better(mine, rivals, noise) < places
+    if count_better(mine, rivals, 0.0) < places:
+        return True
+    went_up = sum(rival.promoted and not rival.baseline for rival in rivals)
+    return went_up < places and count_better(mine, rivals, noise) < places
 
 
 def similar(a: Mapping[str, float], b: Mapping[str, float]) -> bool:

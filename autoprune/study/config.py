@@ -185,10 +185,13 @@ class StudyConfig(Spec):
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
     baselines: tuple[str | dict[str, Any], ...] = Field(
         default=("uniform_l1", "global_taylor"),
-        description="names, recipe files or recipes; run first at every target",
+        description="names, recipe files or recipes; trained to the end at every target",
     )
-    warm_start: str | tuple[dict[str, Any], ...] = Field(
-        default=(), description="run folder of an earlier study whose best recipes run next; or recipes with targets"
+    warm_start: str | tuple[str | dict[str, Any], ...] = Field(
+        default=("fitted_ranks", "knapsack"),
+        description="where the search begins, before the baselines: a run folder of an earlier study, whose best "
+        "recipes run; or a list of recipes with targets, and of names, which run at every target where the search "
+        "space has methods of their kind",
     )
     checkpoints: Literal["front", "all"] = Field(
         default="front",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -152,7 +152,7 @@ class Controller:
             return
         others = self._points.setdefault(job.rung, [])
         promoted = not top and self._goes_up(point, others)
-        others.append(point)
+        others.append(replace(point, promoted=promoted))
         # one write holds the result and the decision, so that a resumed study never decides twice
         self._worker_seconds += result.cost.get("seconds", 0.0)
         at = round(self._elapsed(), 3)
@@ -378,7 +378,8 @@ class Controller:
     def _restore_points(self, record: records.TrialRecord) -> None:
         live = _live(0, record)
         for rung in record.rungs:
-            self._points.setdefault(rung.rung, []).append(self._point(live, rung.metrics))
+            point = replace(self._point(live, rung.metrics), promoted=rung.promoted)
+            self._points.setdefault(rung.rung, []).append(point)
 
     def _continue(self, live: _Live, record: records.TrialRecord) -> None:
         """Go on with a trial. What was decided but not told any more is told now."""

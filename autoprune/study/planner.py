@@ -1,16 +1,20 @@
-"""What a study runs next: baselines, then recipes to begin with, then what the sampler draws, target after target."""
+"""What a study runs next: recipes to begin with, then baselines, then what the sampler draws.
+
+The smallest target comes first everywhere: a model that meets it meets the others, so that a study which is stopped
+early has something for all of them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autoprune.errors import AutopruneError, BadInput
 from autoprune.recipe import Recipe, Target
 from autoprune.search.asker import Asker
-from autoprune.search.baselines import Baseline, build_baselines
+from autoprune.search.baselines import Baseline, build_baselines, named, suits
 from autoprune.search.nodes import Items
 from autoprune.search.space import Space
 from autoprune.study.config import StudyConfig, target_label
@@ -47,9 +51,11 @@ class Planner:
 
     def __init__(self, config: StudyConfig, space: Space, items: Items, asker: Asker) -> None:
         """Raises BadInput for baselines or warm starts that do not suit the study."""
-        self._targets, self._space, self._items, self._asker = config.targets, space, items, asker
-        self._baselines = build_baselines(config.baselines)
-        self._warm = _warm_recipes(config)
+        self._targets = _smallest_first(config)
+        self._space, self._items, self._asker = space, items, asker
+        self._trials = config.budget.trials
+        self._baselines = [(one, target) for one in build_baselines(config.baselines) for target in self._targets]
+        self._warm = self._new(warm_starts(config, space))
         self._baselines_there: set[tuple[str, str]] = set()
         self._warm_there: set[int] = set()
         self._seen: set[str] = set()
@@ -59,7 +65,7 @@ class Planner:
     @property
     def first(self) -> int:
         """How many trials the baselines are."""
-        return len(self._baselines) * len(self._targets)
+        return len(self._baselines)
 
     def count(self, record: TrialRecord) -> None:
         """Take note of a recorded trial."""
@@ -85,16 +91,24 @@ class Planner:
             self._asker.drop(trial)
 
     def _plan(self) -> Plan:
-        for baseline in self._baselines:
-            for target in self._targets:
-                if (baseline.name, target_label(target)) not in self._baselines_there:
-                    return Plan(target=target, baseline=baseline, recipe=baseline.recipe)
-        for i, recipe in enumerate(self._warm):
-            # a baseline may be what did best in the earlier study
-            if i not in self._warm_there and _key(recipe.plain()) not in self._seen:
-                return Plan(target=recipe.target, warm_start=i, recipe=recipe)
+        missing = [
+            (baseline, target)
+            for baseline, target in self._baselines
+            if (baseline.name, target_label(target)) not in self._baselines_there
+        ]
+        if self.recorded + len(missing) < self._trials:
+            for i, recipe in self._warm.items():
+                if i not in self._warm_there:
+                    return Plan(target=recipe.target, warm_start=i, recipe=recipe)
+        for baseline, target in missing:
+            return Plan(target=target, baseline=baseline, recipe=baseline.recipe)
         searched = self.recorded - len(self._baselines_there) - len(self._warm_there)
         return Plan(target=self._targets[searched % len(self._targets)])
+
+    def _new(self, warm: Sequence[Recipe]) -> dict[int, Recipe]:
+        """Return recipes by their places, without baselines, which may be what did best in an earlier study."""
+        known = {_key(_at(one.recipe, target).plain()) for one, target in self._baselines}
+        return {i: recipe for i, recipe in enumerate(warm) if _key(recipe.plain()) not in known}
 
     def _fixed(self, plan: Plan) -> dict[str, Any]:
         """Return the draws that the plan prescribes. With them a recipe is a point that the sampler learns from."""
@@ -109,7 +123,7 @@ class Planner:
             recipe = plan.recipe
             if self._space.encode(recipe, self._items) is not None:
                 self._space.suggest(trial, self._items)
-        return recipe.model_copy(update={"target": plan.target}).plain()
+        return _at(recipe, plan.target).plain()
 
     def _is_duplicate(self, recipe: Mapping[str, Any]) -> bool:
         """Tell whether to drop a recipe that was there before; not after some in a row, as the space may be used up."""
@@ -118,17 +132,34 @@ class Planner:
         return duplicate
 
 
-def _warm_recipes(config: StudyConfig) -> list[Recipe]:
+def warm_starts(config: StudyConfig, space: Space) -> list[Recipe]:
     """Return the recipes to begin with. Raises BadInput for a run folder, which `launch` reads, or another target."""
     if isinstance(config.warm_start, str):
         raise BadInput(f"warm_start: {config.warm_start!r} must be read into recipes first; autoprune.launch does that")
-    recipes = [Recipe.parse(recipe, f"warm_start[{i}]") for i, recipe in enumerate(config.warm_start)]
-    known = [target_label(target) for target in config.targets]
-    for i, recipe in enumerate(recipes):
+    # a table of outcomes holds what it was recorded for, and no losses of single cuts
+    methods = () if config.executor.name == "replay" else space.methods()
+    targets = _smallest_first(config)
+    known = [target_label(target) for target in targets]
+    recipes = list[Recipe]()
+    for i, given in enumerate(config.warm_start):
+        if isinstance(given, str):
+            recipe = named(given)
+            recipes += [_at(recipe, target) for target in targets if suits(recipe, target, methods)]
+            continue
+        recipe = Recipe.parse(given, f"warm_start[{i}]")
         if target_label(recipe.target) not in known:
             found = target_label(recipe.target)
             raise BadInput(f"warm_start[{i}] has the target {found}; the study's are {', '.join(known)}")
+        recipes.append(recipe)
     return recipes
+
+
+def _smallest_first(config: StudyConfig) -> list[Target]:
+    return sorted(config.targets, key=lambda target: target.least)
+
+
+def _at(recipe: Recipe, target: Target) -> Recipe:
+    return recipe.model_copy(update={"target": target})
 
 
 def _key(recipe: Mapping[str, Any]) -> str:

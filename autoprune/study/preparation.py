@@ -36,6 +36,7 @@ from autoprune.seeds import derive_seed
 from autoprune.study import events
 from autoprune.study.config import StudyConfig, target_label, times_trials
 from autoprune.study.forecast import Forecast, ForwardTime, forecast, time_forward
+from autoprune.study.planner import warm_starts
 from autoprune.study.run_folder import RunFolder
 from autoprune.tasks import Task, build_task, check_fits, evaluate
 from autoprune.trial import Bench, as_deployed, budget_of, certified, measure, metrics_of
@@ -71,7 +72,7 @@ def preflight(config: StudyConfig, listen: events.Listener = events.ignore) -> P
 
 def _preflight(config: StudyConfig, listen: events.Listener) -> Preflight:
     space = load_space(config.search_space)
-    build_baselines(config.baselines)
+    _begun(config, space)
     listen(events.Preparing(step="data", detail=config.data.name))
     data, task = build_data(config.data), build_task(config.task)
     listen(events.Preparing(step="structure", detail=config.model.name))
@@ -232,7 +233,13 @@ def _train(config: StudyConfig, base: Base, data: Data, task: Task, listen: even
 def _needs(config: StudyConfig, space: Space) -> frozenset[str]:
     """Return the kinds of evidence that any recipe of the study can ask for."""
     needs = {kind for method in space.methods() for kind in rooms.method_class(*method).needs}
-    return frozenset(needs | {kind for one in build_baselines(config.baselines) for kind in one.recipe.needs})
+    return frozenset(needs | {kind for recipe in _begun(config, space) for kind in recipe.needs})
+
+
+def _begun(config: StudyConfig, space: Space) -> list[Recipe]:
+    """Return the recipes that run first, but those of an earlier study. Raises BadInput, BadRecipe, UnknownName."""
+    baselines = [one.recipe for one in build_baselines(config.baselines)]
+    return baselines + ([] if isinstance(config.warm_start, str) else warm_starts(config, space))
 
 
 def _gather(needs: frozenset[str], bench: Bench, listen: events.Listener) -> None:

@@ -1,5 +1,7 @@
 """Tables worked by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from autoprune.search.stopper import Point, count_better, dominates, front_numbers, goes_up, similar
@@ -140,3 +142,27 @@ def test_noise_promotes_what_luck_may_have_put_last():
     assert not goes_up(point(0.968, count=359), others, 3, noise=0.0)
     assert goes_up(point(0.968, count=359), others, 3)
     assert not goes_up(point(0.94, count=359), others, 3)
+
+
+def test_ties_go_up_only_as_long_as_there_are_places():
+    # ten results at chance, four places: the first four of them, however they differ by luck
+    promoted = []
+    for i in range(10):
+        mine = point(0.1 - 0.0001 * i, trial=i, count=359)
+        went_up = goes_up(
+            mine, [replace(point(0.1 - 0.0001 * j, count=359), promoted=promoted[j]) for j in range(i)], 3
+        )
+        promoted.append(went_up)
+    assert promoted == [True, False, False, True, False, False, True, False, False, True]
+
+
+def test_one_of_the_best_goes_up_though_the_places_are_taken():
+    others = [replace(point(a, count=359), promoted=True) for a in (0.90, 0.91)]
+    assert goes_up(point(0.92, count=359), others, 3)
+    assert not goes_up(point(0.905, count=359), others, 3)
+
+
+def test_baselines_take_no_places_from_ties():
+    baselines = [replace(point(0.91, baseline=True, count=359), promoted=True) for _ in range(3)]
+    assert goes_up(point(0.905, count=359), baselines, 3)
+    assert not goes_up(point(0.905, count=359), [replace(one, baseline=False) for one in baselines], 3)

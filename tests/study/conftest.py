@@ -28,6 +28,7 @@ PLAIN = {
     "model": {"name": "lenet"},
     "data": {"name": "digits"},
     "targets": [0.5, 0.25],
+    "warm_start": [],
     "budget": {"trials": 10},
     "executor": {"name": "inline", "workers": 1},
 }

@@ -6,12 +6,14 @@ from collections import Counter
 
 import pytest
 
-from autoprune.errors import BadInput
+from autoprune.errors import BadInput, UnknownName
+from autoprune.search.space import load_space
 from autoprune.seeds import derive_seed
 from autoprune.study import events
 from autoprune.study.controller import Done, Wait
 from autoprune.study.executors._base import Executor
 from autoprune.study.jobs import Job, JobFailure, JobResult, run_job
+from autoprune.study.planner import warm_starts
 from autoprune.study.testing import FakeWorker, fake_metrics
 
 
@@ -41,10 +43,10 @@ def test_baselines_come_first_at_every_target_and_reach_the_top(runner, make_con
     record = runner.run(make_config())
     first = record.trials[:4]
     assert [(t.baseline, t.target_label) for t in first] == [
-        ("uniform_l1", "flops=0.5"),
         ("uniform_l1", "flops=0.25"),
-        ("global_taylor", "flops=0.5"),
+        ("uniform_l1", "flops=0.5"),
         ("global_taylor", "flops=0.25"),
+        ("global_taylor", "flops=0.5"),
     ]
     assert all(t.state == "done" and len(t.rungs) == 3 for t in first)
     assert all(t.baseline is None for t in record.trials[4:])
@@ -80,7 +82,7 @@ def test_baselines_are_points_that_the_sampler_learns_from(runner, make_config):
     runner.run(make_config())
     drawn = [trial.params for trial in runner.storage.get_all_trials(0)]
     assert drawn[0]["allocation"] == "uniform"
-    assert drawn[0]["target"] == "flops=0.5"
+    assert drawn[0]["target"] == "flops=0.25"
     assert drawn[2]["criterion"] == "taylor_2019"
 
 
@@ -273,18 +275,18 @@ def warm(lr, target):
             "recovery": ["bn_reestimation", {"name": "finetune", "lr": lr}]}  # fmt: skip
 
 
-def test_a_warm_start_runs_after_the_baselines_and_once(runner, make_config):
+def test_a_warm_start_runs_before_the_baselines_and_once(runner, make_config):
     recipes = [warm(0.03, 0.5), warm(0.031, 0.25)]
     config = make_config(warm_start=recipes, budget__trials=9)
     with pytest.raises(Stops):
-        runner.run(config, executor=StopsAfter(14, told=True))
+        runner.run(config, executor=StopsAfter(8, told=True))
     record = runner.run(config)
-    assert [t.warm_start for t in record.trials] == [None] * 4 + [0, 1] + [None] * 3
-    assert [t.recipe["recovery"][1]["lr"] for t in record.trials[4:6]] == [0.03, 0.031]
-    assert [t.target_label for t in record.trials[4:6]] == ["flops=0.5", "flops=0.25"]
-    assert record.trials[4].baseline is None
+    assert [t.warm_start for t in record.trials] == [0, 1] + [None] * 7
+    assert [t.recipe["recovery"][1]["lr"] for t in record.trials[:2]] == [0.03, 0.031]
+    assert [t.target_label for t in record.trials[:2]] == ["flops=0.5", "flops=0.25"]
+    assert [t.baseline is None for t in record.trials] == [True] * 2 + [False] * 4 + [True] * 3
     # the shipped space holds these recipes, so that the sampler learns from them
-    drawn = runner.storage.get_all_trials(0)[4].params
+    drawn = runner.storage.get_all_trials(0)[0].params
     assert (drawn["allocation"], drawn["target"]) == ("global", "flops=0.5")
 
 
@@ -293,6 +295,37 @@ def test_a_warm_start_that_is_a_baseline_is_not_run_again(runner, make_config):
     other = type(runner)(runner.folder)
     record = other.run(make_config(warm_start=[known], budget__trials=6))
     assert [t.warm_start for t in record.trials] == [None] * 6
+
+
+def test_warm_starts_leave_room_for_the_baselines(runner, make_config):
+    recipes = [warm(0.03, 0.5), warm(0.031, 0.25), warm(0.032, 0.5)]
+    record = runner.run(make_config(warm_start=recipes, budget__trials=5))
+    assert [t.warm_start for t in record.trials] == [0] + [None] * 4
+    assert all(t.baseline for t in record.trials[1:])
+
+
+def test_named_warm_starts_run_at_every_target_the_smallest_first(runner, make_config):
+    record = runner.run(make_config(search_space="low_rank", warm_start=["fitted_ranks", "knapsack"]))
+    assert [t.warm_start for t in record.trials[:5]] == [0, 1, 2, 3, None]
+    assert [t.target_label for t in record.trials[:4]] == ["flops=0.25", "flops=0.5"] * 2
+    assert [t.recipe["low_rank"] is None for t in record.trials[:4]] == [False, False, True, True]
+
+
+def test_named_warm_starts_are_of_a_kind_that_the_search_makes(runner, make_config):
+    record = runner.run(make_config(search_space="channels", warm_start=["fitted_ranks", "knapsack"]))
+    assert [t.warm_start for t in record.trials[:3]] == [0, 1, None]
+    assert [t.recipe["allocation"]["name"] for t in record.trials[:2]] == ["knapsack"] * 2
+    latency = [{"flops_fraction": None, "latency_fraction": 0.5}]
+    config = make_config(search_space="low_rank", warm_start=["fitted_ranks", "knapsack"], targets=latency)
+    assert [recipe.low_rank for recipe in warm_starts(config, load_space("low_rank"))] == [None]
+    replay = {"executor__name": "replay", "executor__table": "table.jsonl.gz"}
+    replayed = make_config(search_space="channels", warm_start=["knapsack"], **replay)
+    assert warm_starts(replayed, load_space("channels")) == []
+
+
+def test_an_unknown_warm_start_is_refused(runner, make_config):
+    with pytest.raises(UnknownName, match="Did you mean 'knapsack'"):
+        runner.controller(make_config(warm_start=["knapsac"]))
 
 
 def test_a_warm_start_for_another_target_is_refused(runner, make_config):
@@ -328,9 +361,9 @@ def test_patience_in_time_begins_behind_the_baselines(runner, make_config):
 
     config = make_config(rungs__epochs=[0], budget__patience_time=35, budget__trials=40)
     record = runner.run(config, Flat, clock=lambda: now[0])
-    # the second baseline's cheaper target moves the front last, at 20 s; no trial begins at 55 s or later
-    assert [t.rungs[-1].at for t in record.trials] == [10, 20, 30, 40, 50, 60]
-    assert len(runner.run(config, Flat, clock=lambda: 0.0).trials) == 6, "nor when resumed"
+    # the first baseline's smallest target moves the front, at 10 s; no trial begins at 45 s or later
+    assert [t.rungs[-1].at for t in record.trials] == [10, 20, 30, 40, 50]
+    assert len(runner.run(config, Flat, clock=lambda: 0.0).trials) == 5, "nor when resumed"
 
 
 def test_the_time_of_all_workers_can_be_the_budget(runner, make_config):

@@ -139,6 +139,8 @@ def _study(found: Found, name: str, factors: Mapping[str, float]) -> dict[str, A
     from autoprune.widening import widened_sizes
 
     config, base = found.config, found.base
+    if any(target.latency_fraction is not None for target in config.targets):
+        raise BadInput("bottlenecks keeps a study's FLOPs and parameters; it cannot keep a target of latency")
     sizes_G = widened_sizes(base.structure, factors)
     flops, params = base.structure.total_flops(sizes_G), base.structure.total_params(sizes_G)
     scales = {"flops_fraction": base.flops / flops, "params_fraction": base.params / params}
@@ -146,12 +148,11 @@ def _study(found: Found, name: str, factors: Mapping[str, float]) -> dict[str, A
     if found.num_classes is not None and config.model.name in known_models():
         model["arguments"] = {"num_classes": found.num_classes} | model["arguments"]
     arguments = {"model": model, "factors": dict(factors), "shape": list(found.shape)}
-    if any(target.latency_fraction is not None for target in config.targets):
-        raise BadInput("bottlenecks keeps a study's FLOPs and parameters; it cannot keep a target of latency")
     targets = [
         {key: None if value is None else value * scales[key] for key, value in target if key in scales}
         for target in config.targets
     ]
     plain = config.plain() | {"name": name, "model": {"name": _BUILD, "arguments": arguments}, "targets": targets}
-    # what an earlier run found belongs to the narrower model
-    return plain | {"warm_start": []}
+    # recipes that an earlier run found belong to the narrower model
+    named = [] if isinstance(config.warm_start, str) else [one for one in config.warm_start if isinstance(one, str)]
+    return plain | {"warm_start": named}

@@ -173,6 +173,11 @@ def test_export_with_a_bad_shape(run: Run, picked: Path) -> None:
         (("--preset", "l1_filter"), "Did you mean 'l1_filters'?"),
         (("--recipe", "/nowhere/r.yaml"), "recipe file /nowhere/r.yaml does not exist"),
         (("--preset", "l1_filters", "--target-flops", "2"), "--target-flops is a fraction"),
+        (("--preset", "l1_filters", "--target-latency", "85"), "--target-latency is a fraction"),
+        (
+            ("--preset", "l1_filters", "--target-latency", "0.8", "--target-flops", "0.5"),
+            "one of --target-flops and --target-latency",
+        ),
     ],
 )
 def test_compress(run: Run, tmp_path: Path, flags: tuple[str, ...], message: str) -> None:

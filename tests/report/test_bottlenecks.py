@@ -84,6 +84,21 @@ def test_studies_of_wider_models_ask_for_the_same_flops(digits_bench: Bench, tmp
     assert (conv.in_channels, conv.out_channels) == (64, 128)
 
 
+def test_a_target_of_latency_is_refused(digits_bench: Bench, tmp_path: Path) -> None:
+    structure = digits_bench.base.structure
+    ranked = {g.name: torch.full((g.size,), float(i)) for i, g in enumerate(structure.groups)}
+    found = Found(
+        config=load("digits", {"targets": [{"flops_fraction": None, "latency_fraction": 0.5}]}).config,
+        base=digits_bench.base,
+        shares=shares(structure, ranked, 0.5, 0.5),
+        shape=(1, 8, 8),
+        num_classes=10,
+    )
+    with pytest.raises(BadInput, match="cannot keep a target of latency"):
+        widened_studies(found, tmp_path, factor=2.0, uniform=1.1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_bottleneck_there_is_nothing_to_widen(digits_bench: Bench, tmp_path: Path) -> None:
     structure = digits_bench.base.structure
     same = {g.name: torch.arange(g.size) / g.size for g in structure.groups}

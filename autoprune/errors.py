@@ -41,6 +41,10 @@ class BadRecipe(BadInput):
     """A recipe, search space or study file breaks its schema."""
 
 
+class NothingToDo(BadRecipe):
+    """A recipe names nothing that makes a model smaller or cheaper. A draw of a search space may come to that."""
+
+
 class UnknownName(BadInput):
     """Nothing of that name exists. Build it with `unknown_name`, which suggests the nearest name."""
 

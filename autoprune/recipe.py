@@ -25,7 +25,7 @@ from autoprune import rooms
 from autoprune.allocation import Allocation
 from autoprune.criteria import Criterion
 from autoprune.depth import DepthCriterion
-from autoprune.errors import BadRecipe, UnreachableTarget
+from autoprune.errors import BadRecipe, NothingToDo, UnreachableTarget
 from autoprune.fields import hyperparameters
 from autoprune.lowrank import LowRank
 from autoprune.normalisation import Normalisation
@@ -134,7 +134,7 @@ class Recipe(BaseModel):
     def _consistent(self) -> Self:
         exchanges = self.replacement is not None and self.replacement.whole
         if all(part is None for part in (self.criterion, self.low_rank, self.sparsity, self.depth)) and not exchanges:
-            raise ValueError("nothing to do: criterion, low_rank, sparsity and depth are all null; set one of them")
+            raise NothingToDo("nothing to do: criterion, low_rank, sparsity and depth are all null; set one of them")
         if self.criterion is None and self.regulariser is not None:
             raise ValueError("a regulariser prepares a cut of channels; it needs a criterion")
         in_cuts = self.replacement is not None and not self.replacement.whole

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from autoprune import imports, rooms, shipped
-from autoprune.errors import BadInput, BadRecipe, unknown_name
+from autoprune.errors import BadInput, BadRecipe, NothingToDo, unknown_name
 from autoprune.fields import Choice, Hyperparameter, Integer, PerItem, Real, hyperparameters
 from autoprune.normalisation import Normalisation
 from autoprune.recipe import Recipe, read_yaml
@@ -126,10 +126,19 @@ class TreeSpace:
         return tuple(sorted({found for node in self.fields.values() for found in node.methods()}))
 
     def check(self, items: Items) -> None:
-        """Check names of groups and layers, and that what is drawn makes valid recipes."""
+        """Check names of groups and layers, and that what is drawn makes valid recipes.
+
+        Some draws may come to nothing at all; a space in which all do is refused.
+        """
         self.dimensions(items)
+        empty = list[NothingToDo]()
         for seed in range(_PROBES):
-            self.suggest(_Probe(random.Random(seed)), items)
+            try:
+                self.suggest(_Probe(random.Random(seed)), items)
+            except NothingToDo as error:
+                empty.append(error)
+        if len(empty) == _PROBES:
+            raise empty[0]
 
 
 @dataclass(frozen=True)

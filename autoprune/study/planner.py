@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autoprune.errors import AutopruneError, BadInput
+from autoprune.errors import AutopruneError, BadInput, NothingToDo, UnreachableTarget
 from autoprune.recipe import Recipe, Target
 from autoprune.search.asker import Asker
 from autoprune.search.baselines import Baseline, build_baselines, named, suits
@@ -23,7 +23,7 @@ from autoprune.study.records import TrialRecord
 if TYPE_CHECKING:
     from optuna import Trial
 
-_DUPLICATES_IN_A_ROW = 3
+_DROPPED_IN_A_ROW = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Planner:
         self._baselines_there: set[tuple[str, str]] = set()
         self._warm_there: set[int] = set()
         self._seen: set[str] = set()
-        self._duplicates_in_a_row = 0
+        self._dropped_in_a_row = 0
         self.recorded = 0
 
     @property
@@ -78,16 +78,23 @@ class Planner:
             self._seen.add(_key(record.recipe))
 
     def next(self) -> Draft:
-        """Return the next trial. What the sampler drew before is drawn again, unless the space seems used up."""
+        """Return the next trial.
+
+        What the sampler drew before, and what cannot meet its target whatever the model, is drawn again; only so often.
+        """
         plan = self._plan()
         while True:
             trial = self._asker.ask(self._fixed(plan))
             try:
                 recipe = self._drawn(trial, plan)
+                recipe.check_target()
             except AutopruneError as error:
-                return Draft(trial=trial, plan=plan, error=error)
-            if plan.recipe is not None or not self._is_duplicate(recipe):
-                return Draft(trial=trial, plan=plan, recipe=recipe)
+                useless = isinstance(error, NothingToDo | UnreachableTarget)
+                if plan.recipe is not None or not self._to_drop(useless):
+                    return Draft(trial=trial, plan=plan, error=error)
+            else:
+                if plan.recipe is not None or not self._to_drop(_key(recipe.plain()) in self._seen):
+                    return Draft(trial=trial, plan=plan, recipe=recipe.plain())
             self._asker.drop(trial)
 
     def _plan(self) -> Plan:
@@ -115,7 +122,7 @@ class Planner:
         draws = None if plan.recipe is None else self._space.encode(plan.recipe, self._items)
         return {"target": target_label(plan.target)} | (draws or {})
 
-    def _drawn(self, trial: Trial, plan: Plan) -> dict[str, Any]:
+    def _drawn(self, trial: Trial, plan: Plan) -> Recipe:
         trial.suggest_categorical("target", [target_label(t) for t in self._targets])
         if plan.recipe is None:
             recipe = self._space.suggest(trial, self._items)
@@ -123,13 +130,13 @@ class Planner:
             recipe = plan.recipe
             if self._space.encode(recipe, self._items) is not None:
                 self._space.suggest(trial, self._items)
-        return _at(recipe, plan.target).plain()
+        return _at(recipe, plan.target)
 
-    def _is_duplicate(self, recipe: Mapping[str, Any]) -> bool:
-        """Tell whether to drop a recipe that was there before; not after some in a row, as the space may be used up."""
-        duplicate = _key(recipe) in self._seen and self._duplicates_in_a_row < _DUPLICATES_IN_A_ROW
-        self._duplicates_in_a_row = self._duplicates_in_a_row + 1 if duplicate else 0
-        return duplicate
+    def _to_drop(self, useless: bool) -> bool:
+        """Tell whether to draw again; not after some in a row, as the space may be used up, or hold nothing else."""
+        dropped = useless and self._dropped_in_a_row < _DROPPED_IN_A_ROW
+        self._dropped_in_a_row = self._dropped_in_a_row + 1 if dropped else 0
+        return dropped
 
 
 def warm_starts(config: StudyConfig, space: Space) -> list[Recipe]:

@@ -1,11 +1,13 @@
+import contextlib
+
 import optuna
 import pytest
 
 from autoprune import rooms, shipped
-from autoprune.errors import BadRecipe, UnknownName
+from autoprune.errors import BadRecipe, NothingToDo, UnknownName
 from autoprune.evidence.effort import effort_of
 from autoprune.recipe import Recipe
-from autoprune.search.baselines import build_baselines
+from autoprune.search.baselines import build_baselines, named
 from autoprune.search.space import load_space, parse_space
 from autoprune.study.testing import fake_structure
 
@@ -158,8 +160,9 @@ def test_encode_gives_the_draws_of_a_recipe(name, seed):
 
 def test_the_low_rank_space_offers_every_method_fit_and_way_to_rank():
     made, found = load_space("low_rank"), set()
-    for seed in range(200):
-        low_rank = drawn(made, seed=seed)[0].low_rank
+    for seed in range(300):
+        with contextlib.suppress(NothingToDo):
+            low_rank = drawn(made, seed=seed)[0].low_rank
         config = {} if low_rank is None else low_rank.config()
         found.add(tuple(config.get(key) for key in ("name", "ranks", "scheme", "reconstruct")))
     ways = [("tucker2", None, None)]
@@ -175,6 +178,14 @@ def test_baselines_are_points_of_the_shipped_spaces(name):
         draws = made.encode(baseline.recipe, ITEMS)
         assert draws is not None
         assert drawn(made, draws)[0] == baseline.recipe
+
+
+@pytest.mark.parametrize(("space", "start"), [("low_rank", "fitted_ranks"), ("channels", "knapsack")])
+def test_warm_starts_are_points_of_the_spaces_that_have_their_kind(space, start):
+    made = load_space(space)
+    draws = made.encode(named(start), ITEMS)
+    assert draws is not None
+    assert drawn(made, draws)[0] == named(start)
 
 
 def test_channels_chooses_from_all_criteria_but_those_that_cost_a_pass_per_unit_or_output():
@@ -196,6 +207,12 @@ def test_encode_refuses_what_is_not_in_the_space():
 @pytest.mark.parametrize("name", shipped.names("search_spaces"))
 def test_every_shipped_space_loads_and_draws(name):
     load_space(name).check(ITEMS)
+
+
+def test_a_space_may_hold_recipes_that_do_nothing_but_not_those_alone():
+    load_space({"criterion": {"choose": [None, "l1_norm"]}}).check(ITEMS)
+    with pytest.raises(NothingToDo, match="criterion, low_rank, sparsity and depth are all null"):
+        load_space({"criterion": None}).check(ITEMS)
 
 
 @pytest.mark.parametrize(

@@ -323,6 +323,21 @@ def test_named_warm_starts_are_of_a_kind_that_the_search_makes(runner, make_conf
     assert warm_starts(replayed, load_space("channels")) == []
 
 
+def test_what_cannot_meet_a_target_is_drawn_again(runner, make_config):
+    """A third of these draws have neither a criterion nor ranks."""
+    space = {"criterion": {"choose": [None, "l1_norm", "l2_norm"]}, "recovery": [{"name": "finetune", "lr": "search"}]}
+    changes = {"search_space": space, "baselines": [], "budget__trials": 12, "sampler__name": "random"}
+    record = runner.run(make_config(**changes))
+    assert {t.state for t in record.trials} <= {"done", "stopped"}
+    assert {t.recipe["criterion"]["name"] for t in record.trials} == {"l1_norm", "l2_norm"}
+
+
+def test_a_space_that_cannot_meet_a_target_ends(runner, make_config):
+    space = {"criterion": None, "sparsity": {"name": "han_2015", "sparsity": "search"}}
+    record = runner.run(make_config(search_space=space, baselines=[], budget__trials=3))
+    assert [t.error_kind for t in record.trials] == ["UnreachableTarget"] * 3
+
+
 def test_an_unknown_warm_start_is_refused(runner, make_config):
     with pytest.raises(UnknownName, match="Did you mean 'knapsack'"):
         runner.controller(make_config(warm_start=["knapsac"]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from autoprune.errors import AutopruneError
 from autoprune.recipe import Target
-from autoprune.search import objectives, stopper
+from autoprune.search import objectives
 from autoprune.search.asker import Asker
 from autoprune.search.front import GrowingFront
 from autoprune.search.nodes import Items
@@ -31,6 +31,8 @@ from autoprune.study.config import StudyConfig, target_label
 from autoprune.study.disk import Finished, worth_keeping
 from autoprune.study.jobs import Job, JobFailure, JobQueue, JobResult
 from autoprune.study.planner import Draft, Planner
+from autoprune.study.rungs import Rungs
+from autoprune.study.spending import Spending
 from autoprune.study.storage import Row, rows_of
 
 if TYPE_CHECKING:
@@ -86,13 +88,11 @@ class Controller:
         past = rows_of(storage, self._study)
         self._asker = _make_asker(config, storage, past)
         self._planner = Planner(config, space, items, self._asker)
-        self._clock, self._began = clock, clock()
-        self._elapsed_before = 0.0
+        self._spending = Spending(config.budget, clock)
         self._live: dict[int, _Live] = {}
         self._jobs = JobQueue()
-        self._points: dict[int, list[stopper.Point]] = {}
+        self._rungs = Rungs(config)
         self._front = GrowingFront(config.objectives)
-        self._worker_seconds = self._front_moved_at = 0.0
         self._tests_given = self._over = False
         self._restore(past)
 
@@ -104,7 +104,7 @@ class Controller:
 
     def next_job(self) -> Job | Wait | Done:
         """Return the next job for a free worker."""
-        if self._time_is_up():
+        if self._spending.time_is_up():
             self._stop_ready_trials()
         if not self._jobs.ready and self._budget_left():
             self._begin_trial()
@@ -145,17 +145,15 @@ class Controller:
     def _rung_done(self, job: Job, result: JobResult) -> None:
         live, top = self._live[job.trial], job.rung == self.config.rungs.top
         try:
-            point = self._point(live, result.metrics)
+            point = self._rungs.point(live.number, live.target, result.metrics, live.baseline is not None)
             values = objectives.values(self.config.objectives, result.metrics) if top else None
         except AutopruneError as error:
             self._fail(live, job.rung, type(error).__name__, str(error))
             return
-        others = self._points.setdefault(job.rung, [])
-        promoted = not top and self._goes_up(point, others)
-        others.append(replace(point, promoted=promoted))
+        promoted = self._rungs.promote(job.rung, point)
         # one write holds the result and the decision, so that a resumed study never decides twice
-        self._worker_seconds += result.cost.get("seconds", 0.0)
-        at = round(self._elapsed(), 3)
+        self._spending.work(result.cost.get("seconds", 0.0))
+        at = round(self._spending.elapsed, 3)
         noted = {"promoted": promoted, "at": at}
         self._set(live.id, f"{records.RUNG}{job.rung}", result.plain() | noted)
         self._listen(
@@ -173,10 +171,6 @@ class Controller:
         else:
             self._end(live, values, result.metrics, at)
 
-    def _goes_up(self, point: stopper.Point, others: Sequence[stopper.Point]) -> bool:
-        rungs = self.config.rungs
-        return stopper.goes_up(point, others, rungs.reduction, rungs.noise)
-
     def _failed(self, job: Job, failure: JobFailure) -> None:
         again = self._jobs.again(job, failure, self.config.executor.max_failures)
         if again is not None:
@@ -191,7 +185,7 @@ class Controller:
         """Tell Optuna: COMPLETE with values, PRUNED without. at: when the result came, seconds of the study."""
         self._close(live, TrialState.PRUNED if values is None else TrialState.COMPLETE, values)
         if self._front.add(metrics if values is not None else None, counts=live.baseline is None):
-            self._front_moved_at = at
+            self._spending.front_moved_at = at
         self._listen(
             events.TrialDone(
                 trial=live.number,
@@ -211,19 +205,6 @@ class Controller:
         self._storage.set_trial_state_values(live.id, state, values)
         self._asker.tell(live.number, state, values)
         self._live.pop(live.number, None)
-
-    def _point(self, live: _Live, metrics: Mapping[str, float]) -> stopper.Point:
-        accuracy, *_ = objectives.values(["accuracy"], metrics)
-        costs = [name for name in self.config.objectives if name != "accuracy"]
-        pinned = {name.removesuffix("_fraction"): fraction for name, fraction in live.target}
-        return stopper.Point(
-            trial=live.number,
-            accuracy=accuracy,
-            costs=dict(zip(costs, objectives.values(costs, metrics), strict=True)),
-            pinned={name: value for name, value in pinned.items() if value is not None},
-            baseline=live.baseline is not None,
-            count=metrics.get("count", 0.0),
-        )
 
     # --- new trials
 
@@ -288,33 +269,19 @@ class Controller:
         return (
             self._planner.recorded < self.config.budget.trials
             and not self._patience_is_over()
-            and not self._time_is_up()
+            and not self._spending.time_is_up()
         )
 
     def _patience_is_over(self) -> bool:
         """Tell whether the front has stood still for too long; never while the baselines are missing."""
-        budget = self.config.budget
-        if self._planner.recorded < self._planner.first:
-            return False
-        if budget.patience is not None and self._front.unmoved >= budget.patience:
-            return True
-        waits = budget.patience_time
-        return waits is not None and self._elapsed() - self._front_moved_at >= waits
-
-    def _elapsed(self) -> float:
-        return self._elapsed_before + self._clock() - self._began
-
-    def _time_is_up(self) -> bool:
-        budget = self.config.budget
-        over = budget.time is not None and self._elapsed() >= budget.time
-        return over or (budget.worker_time is not None and self._worker_seconds >= budget.worker_time)
+        return not self._planner.baselines_missing and self._spending.patience_is_over(self._front.unmoved)
 
     def _stop_ready_trials(self) -> None:
         """End the trials that wait for a worker when the time is up; a job that runs is waited for."""
         for job in self._jobs.drop("rung"):
             live = self._live[job.trial]
             self._set(live.id, records.STOPPED_BY, "time")
-            self._end(live, None, {}, self._front_moved_at)
+            self._end(live, None, {}, self._spending.front_moved_at)
 
     def _give_tests(self) -> None:
         """Queue the test of every model that will be reported: front, best at each target, baselines."""
@@ -348,7 +315,7 @@ class Controller:
                     done=states.count("done"),
                     stopped=states.count("stopped"),
                     failed=states.count("failed"),
-                    seconds=self._elapsed(),
+                    seconds=self._spending.elapsed,
                 )
             )
         return Done()
@@ -361,25 +328,21 @@ class Controller:
         for row in past:
             record = records.read_trial(row)
             self._planner.count(record)
-            self._restore_points(record)
-            self._elapsed_before = max([self._elapsed_before, *(rung.at for rung in record.rungs)])
-            self._worker_seconds += record.cost.get("seconds", 0.0)
+            for rung in record.rungs:
+                point = self._rungs.point(record.number, record.target, rung.metrics, record.baseline is not None)
+                self._rungs.add(rung.rung, point, rung.promoted)
+                self._spending.ran_until(rung.at)
+            self._spending.work(record.cost.get("seconds", 0.0))
             if record.state == "running":
                 unfinished.append((row.id, record))
             else:
                 over.append(record)
         for record in sorted(over, key=lambda r: r.rungs[-1].at if r.rungs else 0.0):
             if self._front.add(record.metrics if record.state == "done" else None, counts=record.baseline is None):
-                self._front_moved_at = record.rungs[-1].at
+                self._spending.front_moved_at = record.rungs[-1].at
         self._announce(len(unfinished))
         for trial_id, record in unfinished:
             self._continue(_live(trial_id, record), record)
-
-    def _restore_points(self, record: records.TrialRecord) -> None:
-        live = _live(0, record)
-        for rung in record.rungs:
-            point = replace(self._point(live, rung.metrics), promoted=rung.promoted)
-            self._points.setdefault(rung.rung, []).append(point)
 
     def _continue(self, live: _Live, record: records.TrialRecord) -> None:
         """Go on with a trial. What was decided but not told any more is told now."""
@@ -387,7 +350,7 @@ class Controller:
         if record.error is not None or record.recipe is None:
             self._close(live, TrialState.FAIL, None)
         elif record.stopped_by is not None:
-            self._end(live, None, record.metrics, self._front_moved_at)
+            self._end(live, None, record.metrics, self._spending.front_moved_at)
         elif last is None:
             self._enter(live, rung=0)
         elif last.promoted:
@@ -398,7 +361,7 @@ class Controller:
             self._end(live, values, last.metrics, last.at)
 
     def _announce(self, continued: int) -> None:
-        needed = self._planner.first
+        needed = self._planner.baselines
         if self.config.budget.trials < needed:
             self._listen(
                 events.Warned(

@@ -63,9 +63,14 @@ class Planner:
         self.recorded = 0
 
     @property
-    def first(self) -> int:
+    def baselines(self) -> int:
         """How many trials the baselines are."""
         return len(self._baselines)
+
+    @property
+    def baselines_missing(self) -> bool:
+        """Whether some of them are still to come."""
+        return bool(self._missing())
 
     def count(self, record: TrialRecord) -> None:
         """Take note of a recorded trial."""
@@ -98,11 +103,7 @@ class Planner:
             self._asker.drop(trial)
 
     def _plan(self) -> Plan:
-        missing = [
-            (baseline, target)
-            for baseline, target in self._baselines
-            if (baseline.name, target_label(target)) not in self._baselines_there
-        ]
+        missing = self._missing()
         if self.recorded + len(missing) < self._trials:
             for i, recipe in self._warm.items():
                 if i not in self._warm_there:
@@ -111,6 +112,10 @@ class Planner:
             return Plan(target=target, baseline=baseline, recipe=baseline.recipe)
         searched = self.recorded - len(self._baselines_there) - len(self._warm_there)
         return Plan(target=self._targets[searched % len(self._targets)])
+
+    def _missing(self) -> list[tuple[Baseline, Target]]:
+        there = self._baselines_there
+        return [(one, target) for one, target in self._baselines if (one.name, target_label(target)) not in there]
 
     def _new(self, warm: Sequence[Recipe]) -> dict[int, Recipe]:
         """Return recipes by their places, without baselines, which may be what did best in an earlier study."""

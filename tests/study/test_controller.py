@@ -364,6 +364,19 @@ def test_patience_stops_when_the_front_does_not_move(runner, make_config):
     assert len(runner.run(make_config(budget__patience=5, budget__trials=40), Flat).trials) == 12
 
 
+def test_patience_waits_for_the_baselines_behind_warm_starts(runner, make_config):
+    class Flat:
+        def run(self, job):
+            fraction = job.recipe["target"]["flops_fraction"]
+            return JobResult(metrics={"accuracy": 0.5, "flops_fraction": fraction})
+
+    begun = [warm(0.01 * lr, 0.5) for lr in range(1, 5)]
+    record = runner.run(make_config(warm_start=begun, budget__patience=2, budget__trials=40), Flat)
+    assert sum(t.baseline is not None for t in record.trials) == 4
+    # a baseline's smaller target moves the front, then two trials do not
+    assert len(record.trials) == 10
+
+
 def test_patience_in_time_begins_behind_the_baselines(runner, make_config):
     now = [0.0]
 

@@ -5,7 +5,8 @@
     python benchmarks/search_trained.py digits --seeds 6 --runs DIR
     python benchmarks/search_trained.py --markdown docs/search_trained.md
 
-All searches have the same model, data, split, search space (`low_rank`), targets, final training and validation images.
+All searches have the same model, data, split, search space (`low_rank` without recipes of ranks alone, but where a
+search is named after that), targets, final training and validation images.
 Cost counts samples that went forward and backward, in the search and before it: a forward sample is a third of one.
 Left out for all alike is one forward pass of 1,024 samples for what layers read.
 Quality is the hypervolume of accuracy over FLOPs fractions from 0.2 (digits: 0.1) to 1, against accuracy 0: of
@@ -117,7 +118,7 @@ def config_of(study: str, changes: Mapping[str, Any], seed: int) -> StudyConfig:
     """Return the study of one search."""
     fixed = {
         "targets": list(SETTINGS[study].targets),
-        "search_space": "low_rank",
+        "search_space": parts.both_kinds(),
         "sampler": {"name": "tpe"},
         "baselines": ["uniform_l1", "global_taylor"],
         "warm_start": parts.STARTS,

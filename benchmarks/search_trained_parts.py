@@ -22,12 +22,13 @@ def searches(
     rungs: Mapping[str, Any], all_trained: Mapping[str, Any], targets: Sequence[float]
 ) -> dict[str, dict[str, Any]]:
     """Return what each search changes of the study. all_trained: settings under which every trial is trained whole."""
-    space, _ = read_space("low_rank")
+    space = both_kinds()
     fixed = {"allocation": {"choose": ["uniform", "global"]}, "low_rank": {"choose": _same_ranks(space)}}
     uncorrected = {"low_rank": {"choose": _to_weights(space)}, "recovery": space["recovery"][1:]}
     finetuned = {"recovery": [*space["recovery"][:-1], {"name": "finetune", "lr": "search"}]}
     plain = [named(name).plain() for name in STARTS]
     return {
+        "autoprune, ranks alone in the space": {**rungs, "search_space": "low_rank"},
         "without warm starts": {**rungs, "warm_start": []},
         "without rungs": {**all_trained, "warm_start": STARTS},
         NO_REPAIR: {**all_trained, "warm_start": STARTS},
@@ -44,6 +45,12 @@ def searches(
             "warm_start": _at(targets, [_finetuned(recipe) for recipe in plain]),
         },
     }
+
+
+def both_kinds() -> dict[str, Any]:
+    """Return the space `low_rank` without recipes that cut no channels."""
+    space, _ = read_space("low_rank")
+    return {**space, "criterion": {"choose": [one for one in space["criterion"]["choose"] if one is not None]}}
 
 
 def _at(targets: Sequence[float], recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

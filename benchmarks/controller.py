@@ -22,8 +22,9 @@ from pathlib import Path
 import optuna
 
 from autoprune import machine
-from autoprune.report.front import Front, hypervolume_over
+from autoprune.report.front import Front
 from autoprune.report.html import render
+from autoprune.report.quality import hypervolume_over
 from autoprune.report.tables import best_plain
 from autoprune.search.space import load_space
 from autoprune.study.config import StudyConfig, load

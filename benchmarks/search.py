@@ -22,7 +22,7 @@ import optuna
 
 from autoprune.files import append_line
 from autoprune.graph import Structure
-from autoprune.report.front import accuracy, finished, flops_fraction, hypervolume
+from autoprune.report.quality import accuracy, finished, flops_fraction, hypervolume
 from autoprune.search.space import load_space
 from autoprune.study.config import load
 from autoprune.study.controller import Controller

@@ -33,7 +33,7 @@ from search_trained_report import Row, markdown
 
 from autoprune import machine, threads
 from autoprune.files import append_line, read_lines, write_text
-from autoprune.report.front import accuracy, accuracy_on_test, finished, flops_fraction, hypervolume, non_dominated
+from autoprune.report.quality import accuracy, accuracy_on_test, finished, flops_fraction, hypervolume, non_dominated
 from autoprune.search.stopper import dominates
 from autoprune.study.config import StudyConfig, load
 from autoprune.study.launch import launch

@@ -102,7 +102,7 @@ def overrides_of(settings: list[str] | None, flags: Mapping[str, Any]) -> dict[s
 
 def fractions_of(text: str | None, flag: str) -> list[float] | None:
     """Return the numbers of a comma-separated flag, each in (0, 1]. Raises BadInput."""
-    from autoprune.report.front import check_fraction
+    from autoprune.report.selection import check_fraction
 
     if text is None:
         return None

@@ -60,7 +60,7 @@ def measure(
 def _rows(target: str, trials: list[int] | None, settings: list[str] | None, wanted: Wanted) -> tuple[Row, ...]:
     from autoprune import artefact
     from autoprune.cli.results import read_front
-    from autoprune.report.front import Selector
+    from autoprune.report.selection import Selector
     from autoprune.report.speed import measure_artefact, measure_run
     from autoprune.study.run_folder import RunFolder
 

@@ -239,7 +239,7 @@ def read_recipe(
     """Return the recipe that the flags ask for. Raises BadInput unless exactly one source is given."""
     from autoprune import presets
     from autoprune.recipe import Recipe
-    from autoprune.report.front import check_fraction
+    from autoprune.report.selection import check_fraction
 
     if (preset is None) == (path is None):
         got = "none" if preset is None else "both"

@@ -29,7 +29,7 @@ def query(
 ) -> None:
     """Propose a recipe for a new target from what a study has learned, with predicted accuracy and its error."""
     from autoprune.recipe import Target
-    from autoprune.report.front import check_fraction
+    from autoprune.report.selection import check_fraction
     from autoprune.study.run_folder import find_run
 
     check_fraction("--target-flops", target_flops)

@@ -73,7 +73,8 @@ def pick(
     as_json: common.JsonOption = False,
 ) -> None:
     """Save one model of the front as an artefact, checked in a fresh process."""
-    from autoprune.report.front import accuracy, accuracy_on_test, flops_fraction, plain_trial
+    from autoprune.report.front import plain_trial
+    from autoprune.report.quality import accuracy, accuracy_on_test, flops_fraction
     from autoprune.report.tables import percent
 
     chosen = read_front(run).pick(
@@ -112,9 +113,9 @@ def scratch(
 ) -> None:
     """Train the front's architectures from scratch under a fair budget: what the inherited weights are worth."""
     from autoprune.report import tables
-    from autoprune.report.front import Selector
     from autoprune.report.html import write_report
     from autoprune.report.scratch import ARMS, rows, train_from_scratch
+    from autoprune.report.selection import Selector
     from autoprune.study.run_folder import RunFolder
 
     arms = [one for one in ARMS if one in arm]
@@ -163,8 +164,9 @@ def polish(
     """Finetune the front's models for long; what is there already is not done again."""
     from autoprune.cli.progress import Lines, Progress
     from autoprune.report import tables
-    from autoprune.report.front import Front, Selector
+    from autoprune.report.front import Front
     from autoprune.report.html import write_report
+    from autoprune.report.selection import Selector
     from autoprune.study.polish import polish as train
     from autoprune.study.run_folder import find_run
 

@@ -172,7 +172,7 @@ def _rungs_reached(found: Front) -> list[tuple[float, int]]:
 
 def _plain_status(found: Front, counts: dict[str, int], rungs: list[tuple[float, int]]) -> dict[str, Any]:
     from autoprune.report import tables
-    from autoprune.report.front import hypervolume_over
+    from autoprune.report.quality import hypervolume_over
     from autoprune.study.disk import size_of
     from autoprune.study.run_folder import RunFolder
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoprune.report.front import (
-    Front,
+from autoprune.report.front import Front
+from autoprune.report.quality import (
     accuracy,
     accuracy_on_test,
     axis_of,

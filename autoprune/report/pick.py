@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import autoprune
 from autoprune.errors import BadInput, CheckFailed
-from autoprune.report.front import accuracy_on_test, float_accuracy
+from autoprune.report.quality import accuracy_on_test, float_accuracy
 from autoprune.study.records import TrialRecord
 from autoprune.study.run_folder import RunFolder
 

@@ -163,7 +163,7 @@ def rows(folder: Path, trials: Sequence[TrialRecord]) -> Iterator[dict[str, Any]
 
     weight_value: finetuned minus scratch-B on the same split. Values are None where nothing was trained.
     """
-    from autoprune.report.front import float_accuracy, name_of
+    from autoprune.report.quality import float_accuracy, name_of
 
     found = summaries(folder)
     for trial in trials:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from autoprune.report.front import accuracy, flops_fraction
+from autoprune.report.quality import accuracy, flops_fraction
 from autoprune.search.noise import standard_error
 from autoprune.study.records import TrialRecord
 

@@ -15,8 +15,9 @@ from autoprune.errors import BadInput
 from autoprune.export import QUANTISED
 from autoprune.programs import OnnxModel
 from autoprune.report import html, tables
-from autoprune.report.front import Front, axis_of, float_accuracy
+from autoprune.report.front import Front
 from autoprune.report.pick import Pick
+from autoprune.report.quality import axis_of, float_accuracy
 from autoprune.study.config import load
 from autoprune.study.launch import launch
 from autoprune.study.polish import polish

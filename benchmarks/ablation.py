@@ -24,6 +24,7 @@ from criteria import bench_of
 from autoprune import machine, threads
 from autoprune.files import append_line, read_lines
 from autoprune.recipe import Recipe
+from autoprune.search.baselines import named
 from autoprune.seeds import derive_seed
 from autoprune.tasks import evaluate
 from autoprune.trial import Bench, prepare, train_on
@@ -49,6 +50,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
         "allocation": {"name": "knapsack", "rounds": 6},
         "recovery": [*_CORRECT, _DISTIL],
     },
+    "measured once, on 128 samples (the warm start `knapsack`)": named("knapsack").plain(),
     "ranks instead of channels (SVD of the weights, the same share of every layer)": {
         "criterion": None,
         "low_rank": {"name": "svd"},

@@ -15,8 +15,8 @@ _NAMED: Mapping[str, Mapping[str, Any]] = {
     "uniform_l1": {"criterion": "l1_norm", "normalisation": "mean", "allocation": "uniform"},
     # Molchanov et al. 2019: one global ranking by first-order Taylor importance, not normalised
     "global_taylor": {"criterion": "taylor_2019", "normalisation": "none", "allocation": "global"},
-    # widths from losses measured group by group, cut models corrected in closed form before that; few samples and one
-    # solution: as good, before training, as four times as many and three solutions, at a tenth of the cost
+    # widths from losses measured group by group, cut models corrected in closed form before that; measured once and on
+    # few samples, which on ResNet-20 costs 2 to 4 points before training and saves nine tenths of the measuring
     "knapsack": {
         "criterion": "compensation_rank",
         "normalisation": "none",

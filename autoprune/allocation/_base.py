@@ -86,6 +86,10 @@ class Allocation(Method):
 
     room: ClassVar[str] = "allocation"
 
+    def measured_samples(self, groups: int) -> int:
+        """Return how many samples its measurements of a model of so many groups are evaluated on, at most."""
+        return 0
+
     @abstractmethod
     def path(self, context: AllocationContext) -> Path:
         """Return the path for these scores. Groups without scores stay whole. Raises BadRecipe."""

@@ -40,6 +40,9 @@ class AccuracyFloor(Allocation):
         512, valid=(2, 10_000_000), search=(256, 2048), log=True, help="training samples of each measurement"
     )
 
+    def measured_samples(self, groups: int) -> int:
+        return self.samples * (1 + self.steps * groups)
+
     def path(self, context: AllocationContext) -> Path:
         measure = context.measure_for(self.name)
         whole = measure({}, self.samples).accuracy

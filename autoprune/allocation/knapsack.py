@@ -56,6 +56,10 @@ class Knapsack(Allocation):
         3, valid=(1, 50), search=(1, 5), help="solutions: the first from groups cut alone, the others around the last"
     )
 
+    def measured_samples(self, groups: int) -> int:
+        more = self.rounds - 1
+        return self.samples * (1 + self.levels * groups + 2 * bool(more) + more * (2 * groups + 1))
+
     def path(self, context: AllocationContext) -> Path:
         measure = context.measure_for(self.name)
         found = measure_groups(context, measure, keep_fractions(self.levels), self.samples)

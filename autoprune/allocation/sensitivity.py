@@ -42,6 +42,9 @@ class Sensitivity(Allocation):
         512, valid=(2, 10_000_000), search=(256, 2048), log=True, help="training samples of each measurement"
     )
 
+    def measured_samples(self, groups: int) -> int:
+        return self.samples * (1 + _TESTED * groups)
+
     def path(self, context: AllocationContext) -> Path:
         found = measure_groups(context, context.measure_for(self.name), keep_fractions(_TESTED), self.samples)
         removed = shares(found, context.structure.stages, self.tolerance)

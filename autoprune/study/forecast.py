@@ -66,14 +66,19 @@ def time_forward(base: Base, data: Data, device: torch.device) -> ForwardTime:
         base.model.cpu()
 
 
-def forecast(config: StudyConfig, data: Data, time: ForwardTime) -> Forecast:
-    """Expect every baseline at every rung, and of the others one in `reduction` to go up."""
+def forecast(config: StudyConfig, data: Data, time: ForwardTime, measured: int = 0) -> Forecast:
+    """Expect every baseline at every rung, and of the others one in `reduction` to go up.
+
+    measured: samples that recipes which are known beforehand measure cut models on; each goes forward twice, the first
+    time for batch norms.
+    """
     baselines = min(len(config.baselines) * len(config.targets), config.budget.trials)
     searched = config.budget.trials - baselines
     jobs = tuple(baselines + searched / config.rungs.reduction**rung for rung in range(config.rungs.top + 1))
     whole = len(data.validation)
     trained = sum(count * config.rungs.trained(rung) * len(data.train) for rung, count in enumerate(jobs))
     forward = sum(count * min(config.rungs.samples(rung) or whole, whole) for rung, count in enumerate(jobs))
+    forward += 2.0 * measured
     workers = config.executor.worker_count()
     work = (_BACKWARD * trained + forward) * time.seconds_per_sample
     # the cut models cost about their targets' share of the base model

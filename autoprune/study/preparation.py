@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ def preflight(config: StudyConfig, listen: events.Listener = events.ignore) -> P
 
 def _preflight(config: StudyConfig, listen: events.Listener) -> Preflight:
     space = load_space(config.search_space)
-    _begun(config, space)
+    begun = _begun(config, space)
     listen(events.Preparing(step="data", detail=config.data.name))
     data, task = build_data(config.data), build_task(config.task)
     listen(events.Preparing(step="structure", detail=config.model.name))
@@ -89,7 +90,7 @@ def _preflight(config: StudyConfig, listen: events.Listener) -> Preflight:
         methods=space.methods(),
         reachable_flops=base.structure.reachable_flops,
         forward=forward,
-        forecast=forecast(config, data, forward),
+        forecast=forecast(config, data, forward, _measured(begun, base)),
         warnings=warnings,
     )
 
@@ -234,6 +235,13 @@ def _needs(config: StudyConfig, space: Space) -> frozenset[str]:
     """Return the kinds of evidence that any recipe of the study can ask for."""
     needs = {kind for method in space.methods() for kind in rooms.method_class(*method).needs}
     return frozenset(needs | {kind for recipe in _begun(config, space) for kind in recipe.needs})
+
+
+def _measured(recipes: Sequence[Recipe], base: Base) -> int:
+    """Return the samples that allocations measure on; what one of them measured is known at every target."""
+    allocations = [recipe.allocation for recipe in recipes if recipe.criterion is not None]
+    once = {json.dumps(allocation.config()): allocation for allocation in allocations}
+    return sum(allocation.measured_samples(len(base.structure.groups)) for allocation in once.values())
 
 
 def _begun(config: StudyConfig, space: Space) -> list[Recipe]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from autoprune.errors import BadRecipe
 from autoprune.evidence import Evidence
 from autoprune.fields import hyperparameters
 from autoprune.graph import Structure
+from autoprune.tasks import Evaluation
 from autoprune.trial import Bench
 
 STRENGTHS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 40.0)
@@ -69,3 +71,20 @@ def test_a_missing_need_is_said(name: str, digits_bench: Bench) -> None:
             made.path(bare)
     else:
         assert made.path(bare)(0.0).sum() == digits_bench.base.structure.sizes.sum()
+
+
+@pytest.mark.parametrize("name", rooms.names("allocation"))
+def test_what_is_measured_is_said_beforehand(name: str, digits_bench: Bench, within_digits: Within) -> None:
+    structure, asked = digits_bench.base.structure, list[int]()
+    context = within_digits(scores_of(structure))
+    measure = context.measure_for(name)
+
+    def counting(counts: Mapping[str, int], samples: int) -> Evaluation:
+        asked.append(samples)
+        return measure(counts, samples)
+
+    made = built(name)
+    made.path(replace(context, measure=counting))
+    most = made.measured_samples(len(structure.groups))
+    assert 0.6 * most <= sum(asked) <= most
+    assert (most > 0) == (Evidence.GROUP_SENSITIVITIES in made.needs)

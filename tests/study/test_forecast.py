@@ -39,6 +39,9 @@ def test_forecast_by_hand() -> None:
     passes = 3 * 9000 + 3640
     assert found.seconds == pytest.approx((passes / 1000 * 0.375 + 0.2 * 20) / 2)
     assert found.workers == 2
+    measured = forecast(load(STUDY).config, data, time, measured=500)  # type: ignore[arg-type]
+    assert measured.forward_samples == 3640 + 1000
+    assert measured.seconds > found.seconds
 
 
 @pytest.mark.parametrize(("sample_ms", "batch"), [(0.5, 64), (50.0, 10), (5000.0, 1)])

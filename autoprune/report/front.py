@@ -149,7 +149,7 @@ _COSTS = (
 )  # fmt: skip
 _WHOLE = ("flops", "sparse_flops", "params")
 CSV_COLUMNS = (
-    "trial", "baseline", "on_front", "target", "accuracy", "test_accuracy", *_COSTS, "seconds",
+    "trial", "baseline", "on_front", "target", "accuracy", "test_accuracy", *_COSTS, "seconds", "trained_samples",
     "speed_up", "speed_up_low", "speed_up_high", "speed_setting", *extras.METRICS,
 )  # fmt: skip
 
@@ -176,6 +176,7 @@ def plain_trial(trial: TrialRecord) -> dict[str, Any]:
         **{cost: _cost(trial, cost) for cost in _COSTS},
         **{name: _or_none(trial.metrics[name]) for name in extras.METRICS if name in trial.metrics},
         "seconds": trial.cost.get("seconds"),
+        "trained_samples": trial.cost.get("trained_samples"),
         "polished": polished.plain(trial),
         "error": trial.error,
         "recipe": None if trial.recipe is None else dict(trial.recipe),

@@ -19,15 +19,14 @@ from autoprune.report import extras, provenance, scratch, speed
 from autoprune.report.figures import Figure, figures
 from autoprune.report.front import Front
 from autoprune.report.quality import accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
+from autoprune.report.reference import REFERENCE, gain, longer_trained
 from autoprune.report.significance import as_good_as_next
 from autoprune.report.speed_tables import SPEED_COLUMNS, speed_cells
 from autoprune.report.tables import (
-    REFERENCE,
     SCRATCH_COLUMNS,
     SCRATCH_LEGEND,
     counts_by_state,
     duration,
-    gain,
     human,
     percent,
     points,
@@ -196,7 +195,7 @@ def _front_section(front: Front) -> str:
     return f"""<section><h2>The front and the baselines</h2>
 <p class="soft">Validation accuracy is what the search saw; test accuracy is on a split it did not see. FLOPs are
 2 x MACs for one sample{told}. {noise(front.trials)} A circle marks the front; ~ a model of it whose next cheaper
-neighbour is as good within the noise (95 % level).{extras.legend(columns)}</p>
+neighbour is as good within the noise (95 % level).{longer_trained(front)}{extras.legend(columns)}</p>
 <div class="scroll"><table>
 <thead><tr><th scope="col">model</th><th scope="col">FLOPs</th><th scope="col">of base</th>{more}
 <th scope="col">params</th>

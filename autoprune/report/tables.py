@@ -13,6 +13,7 @@ from rich.table import Table
 from autoprune.report import extras, polished, scratch, speed
 from autoprune.report.front import Front
 from autoprune.report.quality import accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
+from autoprune.report.reference import REFERENCE, gain, longer_trained
 from autoprune.report.significance import as_good_as_next
 from autoprune.study.records import TrialRecord
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from autoprune.report.catalogue import Entry
 
-REFERENCE = "uniform_l1"
 """The baseline that the front is compared with, where a study has it."""
 
 _SPARSE = ", by dense kernels; sparse FLOPs are those left were products with zero weights skipped"
@@ -247,12 +247,6 @@ def _mark(front: Front, trial: TrialRecord) -> str:
     return "~ " if trial.number in as_good_as_next(front.trials) else "* "
 
 
-def gain(front: Front, trial: TrialRecord) -> float:
-    """Return the validation accuracy over the reference baseline's at the same target, NaN without one."""
-    same = [b for b in front.baselines if b.baseline == REFERENCE and b.target_label == trial.target_label]
-    return accuracy(trial) - accuracy(same[0]) if same and trial.baseline != REFERENCE else math.nan
-
-
 def _legend(front: Front) -> str:
     config = front.record.config
     epochs = ", ".join(f"{e:g}" for e in config.rungs.epochs)
@@ -263,7 +257,8 @@ def _legend(front: Front) -> str:
         "* on the front; ~ on it too, but its next cheaper neighbour is as good within the noise (95 %). FLOPs are 2 x "
         f"MACs for one\nsample{_SPARSE if sparse else ''}. validation: accuracy on the split that the search saw; "
         "test: on one that it did not see, '-' where not\nmeasured. by rung: validation accuracy in per cent "
-        f"after {epochs} epochs. {noise(front.trials)}{extras.legend(more)}{speed.legend(front)}"
+        f"after {epochs} epochs. {noise(front.trials)}{longer_trained(front)}"
+        f"{extras.legend(more)}{speed.legend(front)}"
     )
 
 

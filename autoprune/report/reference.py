@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from autoprune.report.front import Front
 
 REFERENCE = "uniform_l1"
+"""The baseline that the front is compared with, where a study has it."""
 _ALIKE = 1.1
 """Training that is longer by no more than this counts as equal."""
 
@@ -42,4 +43,4 @@ def longer_trained(front: Front) -> str:
             told.append(f"{name_of(trial)} ({own / least:.1f}x)")
     if not told:
         return ""
-    return f" Trained on more samples than {REFERENCE}, their recipes train before the last cut too: {', '.join(told)}."
+    return f" Recipes that train before their last cut, too, saw more samples than {REFERENCE}: {', '.join(told)}."

@@ -194,7 +194,7 @@ def cell(front: Front, trial: TrialRecord) -> list[str]:
 def legend(front: Front) -> str:
     """Return the line that explains the column of `cell`, empty without one."""
     found = next(iter(front.speed_of.values()), None)
-    return "" if found is None else f"\n{LEGEND} Here: {heading(found)}."
+    return "" if found is None else f" {LEGEND} Here: {heading(found)}."
 
 
 COUNTED = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
 
     from autoprune.report.catalogue import Entry
 
-"""The baseline that the front is compared with, where a study has it."""
-
 _SPARSE = ", by dense kernels; sparse FLOPs are those left were products with zero weights skipped"
+_LEGEND_WIDTH = 120
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -73,7 +73,7 @@ def duration(seconds: float) -> str:
 def print_front(console: Console, front: Front) -> None:
     """Print the front and the baselines, target by target, below the base model."""
     console.print(front_table(front))
-    console.print(_legend(front))
+    console.print(textwrap.fill(_legend(front), min(console.width, _LEGEND_WIDTH), break_on_hyphens=False))
     if any(trial.polished for trial in front):
         console.print(polished_table(front))
     if scratch.read_runs(front.record.folder):
@@ -255,8 +255,8 @@ def _legend(front: Front) -> str:
     more = extras.headings([t.metrics for t in shown], front.record.config.objectives)
     return (
         "* on the front; ~ on it too, but its next cheaper neighbour is as good within the noise (95 %). FLOPs are 2 x "
-        f"MACs for one\nsample{_SPARSE if sparse else ''}. validation: accuracy on the split that the search saw; "
-        "test: on one that it did not see, '-' where not\nmeasured. by rung: validation accuracy in per cent "
+        f"MACs for one sample{_SPARSE if sparse else ''}. validation: accuracy on the split that the search saw; "
+        "test: on one that it did not see, '-' where not measured. by rung: validation accuracy in per cent "
         f"after {epochs} epochs. {noise(front.trials)}{longer_trained(front)}"
         f"{extras.legend(more)}{speed.legend(front)}"
     )

@@ -37,7 +37,7 @@ def test_a_model_is_set_beside_the_reference_at_its_target(record: StudyRecord) 
 def test_longer_training_is_said(record: StudyRecord) -> None:
     assert longer_trained(with_training(record, {0: 1000.0, 2: 1050.0, 7: 900.0})) == ""
     told = longer_trained(with_training(record, {0: 1000.0, 2: 3500.0, 7: 900.0}))
-    assert told.endswith("train before the last cut too: trial 2 (3.5x).")
+    assert told.endswith("saw more samples than uniform_l1: trial 2 (3.5x).")
 
 
 def test_a_reference_without_training_compares_with_nothing(record: StudyRecord) -> None:

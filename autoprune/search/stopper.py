@@ -10,9 +10,9 @@ once; nothing waits. It departs from the paper in three ways:
 - Of n results the best ceil(n / reduction) go up instead of none before there are `reduction` results: studies are
   small, and a first trial that is stopped unseen is lost. Baselines go up always and count as results, so that a trial
   which beats neither of them at rung 0 does stop early.
-- A rival whose lead is within the standard error of the samples that both were judged on counts as a tie, and ties
-  alone stop no trial as long as fewer than those ceil(n / reduction) went up. With no such end, a rung where nearly all
-  are alike, as at chance before any training, would let nearly all of them through.
+- A lead within the standard error of the samples that both were judged on is none. Among equals those that came first
+  go up: a place that one of them has taken is gone for the others, whatever their last digits say. Where nearly all are
+  alike, as at chance before any training, one in `reduction` goes up, neither all of them nor every new best by luck.
 """
 
 from __future__ import annotations
@@ -57,10 +57,8 @@ def goes_up(mine: Point, others: Sequence[Point], reduction: float, noise: float
         return True
     rivals = [other for other in others if similar(mine.pinned, other.pinned)]
     places = math.ceil((len(rivals) + 1) / reduction)
-    if count_better(mine, rivals, 0.0) < places:
-        return True
-    went_up = sum(rival.promoted and not rival.baseline for rival in rivals)
-    return went_up < places and count_better(mine, rivals, noise) < places
+    taken = sum(rival.promoted and not rival.baseline and _equal(mine, rival, noise) for rival in rivals)
+    return count_better(mine, rivals, noise) + taken < places
 
 
 def similar(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
@@ -84,6 +82,13 @@ def _ties(mine: Point, rival: Point, noise: float) -> bool:
     cheaper = any(a < b for a, b in zip(_values(rival)[1:], _values(mine)[1:], strict=True))
     count = min(mine.count, rival.count)
     return not cheaper and not is_lead(rival.accuracy, mine.accuracy, count, noise)
+
+
+def _equal(a: Point, b: Point, noise: float) -> bool:
+    """Tell whether neither has an advantage over the other that may not be luck."""
+    count = min(a.count, b.count)
+    better, worse = max(a.accuracy, b.accuracy), min(a.accuracy, b.accuracy)
+    return _values(a)[1:] == _values(b)[1:] and not is_lead(better, worse, count, noise)
 
 
 def front_numbers(rows: Sequence[tuple[float, ...]]) -> list[int]:

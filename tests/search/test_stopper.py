@@ -156,10 +156,19 @@ def test_ties_go_up_only_as_long_as_there_are_places():
     assert promoted == [True, False, False, True, False, False, True, False, False, True]
 
 
-def test_one_of_the_best_goes_up_though_the_places_are_taken():
-    others = [replace(point(a, count=359), promoted=True) for a in (0.90, 0.91)]
-    assert goes_up(point(0.92, count=359), others, 3)
-    assert not goes_up(point(0.905, count=359), others, 3)
+def test_a_place_is_gone_for_those_who_are_as_good_as_who_has_it():
+    # the standard error at 0.9 on 359 samples is 0.016
+    others = [replace(point(0.90, count=359), promoted=True), point(0.80, count=359)]
+    assert not goes_up(point(0.91, count=359), others, 3)
+    assert goes_up(point(0.92, count=359), others, 3), "a lead beyond the noise needs no place of theirs"
+    assert goes_up(point(0.91, count=359), others, 3, noise=0.0)
+    assert goes_up(point(0.91, count=359), [replace(one, promoted=False) for one in others], 3)
+
+
+def test_those_who_cost_less_take_places_of_their_own():
+    others = [replace(point(0.90, count=359, params=0.3), promoted=True)]
+    assert goes_up(point(0.93, count=359, params=0.6), others, 3)
+    assert not goes_up(point(0.91, count=359, params=0.3), others, 3)
 
 
 def test_baselines_take_no_places_from_ties():

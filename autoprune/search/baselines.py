@@ -52,7 +52,7 @@ def names() -> tuple[str, ...]:
 def named(name: str) -> Recipe:
     """Return a recipe that ships, without a target of its own. Raises UnknownName."""
     if name not in _NAMED:
-        raise unknown_name("baseline", name, _NAMED)
+        raise unknown_name("warm start", name, _NAMED)
     return Recipe.parse(_NAMED[name])
 
 

@@ -52,6 +52,8 @@ class Planner:
     def __init__(self, config: StudyConfig, space: Space, items: Items, asker: Asker) -> None:
         """Raises BadInput for baselines or warm starts that do not suit the study."""
         self._targets = _smallest_first(config)
+        # Optuna holds a dimension's choices to the order that they had at first
+        self._labels = [target_label(target) for target in config.targets]
         self._space, self._items, self._asker = space, items, asker
         self._trials = config.budget.trials
         self._baselines = [(one, target) for one in build_baselines(config.baselines) for target in self._targets]
@@ -128,7 +130,7 @@ class Planner:
         return {"target": target_label(plan.target)} | (draws or {})
 
     def _drawn(self, trial: Trial, plan: Plan) -> Recipe:
-        trial.suggest_categorical("target", [target_label(t) for t in self._targets])
+        trial.suggest_categorical("target", self._labels)
         if plan.recipe is None:
             recipe = self._space.suggest(trial, self._items)
         else:

@@ -54,6 +54,8 @@ def test_baselines_come_first_at_every_target_and_reach_the_top(runner, make_con
 
 def test_targets_take_turns(runner, make_config):
     record = runner.run(make_config())
+    choices = runner.storage.get_all_trials(0)[0].distributions["target"].choices
+    assert choices == ("flops=0.5", "flops=0.25"), "in the order of the study file, whatever comes first"
     assert Counter(t.target_label for t in record.trials[4:]) == {"flops=0.5": 3, "flops=0.25": 3}
     for trial in record.trials:
         assert trial.parsed().target == trial.target
@@ -339,7 +341,7 @@ def test_a_space_that_cannot_meet_a_target_ends(runner, make_config):
 
 
 def test_an_unknown_warm_start_is_refused(runner, make_config):
-    with pytest.raises(UnknownName, match="Did you mean 'knapsack'"):
+    with pytest.raises(UnknownName, match=r"warm start.*Did you mean 'knapsack'"):
         runner.controller(make_config(warm_start=["knapsac"]))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
-_RANDOM = "random search"
+_RANDOM, _WHOLE = "random search", "autoprune"
 _SHARES = (0.1, 0.25, 0.5, 1.0)
 
 
@@ -58,7 +59,52 @@ def _study(study: str, rows: Sequence[Row]) -> str:
         found = sorted((row for row in rows if row["search"] == name), key=lambda row: row["seed"])
         cells = [", ".join(_best(row["front"], target) for row in found) for target in targets]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n" + _parts(rows, random)
+
+
+def _parts(rows: Sequence[Row], random: dict[int, Any]) -> str:
+    """Return a table of what every search without one part has more or less than autoprune, seed by seed."""
+    whole = {row["seed"]: row for row in rows if row["search"] == _WHOLE}
+    names = dict.fromkeys(row["search"] for row in rows if row["search"].startswith("without"))
+    if not names:
+        return ""
+    shares = _SHARES[1:]
+    lines = [
+        "",
+        "Difference to autoprune with the same seed, mean ± standard error; test accuracy in points:",
+        "",
+        f"| search | seeds | {' | '.join(f'{share:g} B' for share in shares)} | test "
+        f"| test accuracy at {_targets(rows)} |",
+        f"|---|---:|{'---:|' * (len(shares) + 2)}",
+    ]
+    for name in names:
+        found = [row for row in rows if row["search"] == name and row["seed"] in whole and row["seed"] in random]
+        if not found:
+            continue
+        pairs = [(row, whole[row["seed"]], random[row["seed"]][-1][0]) for row in found]
+        cells = [
+            _difference([at(row["curve"], share * b) - at(other["curve"], share * b) for row, other, b in pairs])
+            for share in shares
+        ]
+        cells.append(_difference([row["test"] - other["test"] for row, other, _ in pairs]))
+        told = [
+            _difference([_accuracy(row["front"], t) - _accuracy(other["front"], t) for row, other, _ in pairs], 100)
+            for t in rows[0]["targets"]
+        ]
+        lines.append(f"| {name} | {len(found)} | {' | '.join(cells)} | {', '.join(told)} |")
     return "\n".join(lines) + "\n"
+
+
+def _targets(rows: Sequence[Row]) -> str:
+    return " and ".join(f"{100 * t:.0f} %" for t in rows[0]["targets"])
+
+
+def _difference(values: Sequence[float], scale: float = 1.0) -> str:
+    digits = 4 if scale == 1.0 else 1
+    mean = f"{scale * _mean(values):+.{digits}f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {scale * statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
 
 
 def _cells(found: Sequence[Row], random: dict[int, Any]) -> list[str]:
@@ -85,8 +131,14 @@ def _reached(curve: Sequence[Sequence[float]], wanted: float) -> float | None:
 
 
 def _best(front: Sequence[dict[str, float]], target: float) -> str:
+    found = _accuracy(front, target)
+    return "-" if math.isnan(found) else f"{100 * found:.1f}"
+
+
+def _accuracy(front: Sequence[dict[str, float]], target: float) -> float:
+    """Return the test accuracy of the best model by validation within a target, NaN without one."""
     fitting = [p for p in front if p["flops_fraction"] <= target + 1e-9]
-    return f"{100 * max(fitting, key=lambda p: p['accuracy'])['test_accuracy']:.1f}" if fitting else "-"
+    return max(fitting, key=lambda p: p["accuracy"])["test_accuracy"] if fitting else math.nan
 
 
 def _hardware(row: Row) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -50,16 +50,20 @@ def _study(study: str, rows: Sequence[Row]) -> str:
         f"|---|---:|{'---:|' * (len(_SHARES) + 5)}",
     ]
     for name in names:
-        found = [row for row in rows if row["search"] == name and row["seed"] in random]
+        found = _seed_by_seed(row for row in rows if row["search"] == name and row["seed"] in random)
         lines.append(f"| {name} | {len(found)} | {' | '.join(_cells(found, random))} |")
     lines += ["", "Test accuracy (per cent) of the best model by validation at each target, seed by seed:", ""]
     targets = first["targets"]
     lines += [f"| search | {' | '.join(f'{100 * t:.0f} % of the FLOPs' for t in targets)} |", "|---|---|---|"]
     for name in names:
-        found = sorted((row for row in rows if row["search"] == name), key=lambda row: row["seed"])
+        found = _seed_by_seed(row for row in rows if row["search"] == name)
         cells = [", ".join(_best(row["front"], target) for row in found) for target in targets]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n" + _parts(rows, random)
+
+
+def _seed_by_seed(rows: Iterable[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: row["seed"])
 
 
 def _parts(rows: Sequence[Row], random: dict[int, Any]) -> str:

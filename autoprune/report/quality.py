@@ -18,6 +18,7 @@ from autoprune.study.records import TrialRecord
 ROUNDING = 1e-9
 # Rounding that makes equally distant knees equal.
 _DIGITS = 12
+_BY_CHANCE = 0.005
 NOTHING_FINISHED = "no trial has finished yet, so there is nothing to choose from; 'autoprune launch' resumes"
 
 
@@ -48,8 +49,8 @@ def axis_of(objectives: Sequence[str]) -> str:
 
 
 def has_sparsity(trials: Sequence[TrialRecord]) -> bool:
-    """Tell whether any of the trials has single weights that are zero."""
-    return any(t.metrics.get("sparsity", 0.0) > 0 for t in trials)
+    """Tell whether any of the trials has more zeros among its weights than the few that happen without a method."""
+    return any(t.metrics.get("sparsity", 0.0) > _BY_CHANCE for t in trials)
 
 
 def accuracy_on_test(trial: TrialRecord) -> float:

@@ -95,3 +95,12 @@ def test_noise_is_the_binomial_error_of_the_least_certain_trial() -> None:
 def test_noise_without_counts_says_nothing(trials: tuple[TrialRecord, ...]) -> None:
     plain = [dataclasses.replace(t, rungs=(), test=None) for t in trials]
     assert quality.noise(plain) == ""
+
+
+def test_a_few_zeros_are_no_sparsity(trials: tuple[TrialRecord, ...]) -> None:
+    def with_zeros(share: float) -> list[TrialRecord]:
+        rung = dataclasses.replace(trials[0].rungs[-1], metrics={**trials[0].rungs[-1].metrics, "sparsity": share})
+        return [dataclasses.replace(trials[0], rungs=(rung,)), *trials[1:]]
+
+    assert quality.has_sparsity(with_zeros(0.5))
+    assert not quality.has_sparsity(with_zeros(0.001))

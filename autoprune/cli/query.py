@@ -73,11 +73,14 @@ def _plain(proposal: Proposal) -> dict[str, Any]:
 def _say(proposal: Proposal, target: float) -> None:
     import yaml
 
+    from autoprune.search.surrogate import NEIGHBOURS
+
     fit = proposal.fit
     typer.echo(yaml.safe_dump(dict(proposal.recipe), sort_keys=False).rstrip())
     typer.echo(
         f"# from trial {proposal.source}, for {target:g} of the FLOPs. Predicted validation accuracy "
-        f"{100 * proposal.accuracy:.2f} ± {100 * proposal.error:.2f} % (root mean square error of the 20 held-out "
+        f"{100 * proposal.accuracy:.2f} ± {100 * proposal.error:.2f} % (root mean square error of the "
+        f"{min(NEIGHBOURS, fit.count)} held-out "
         f"trials predicted nearest to it;\n# over all {fit.count} finished trials, which the stopper chose, "
         f"{100 * fit.rmse:.2f} points, median {100 * fit.median_error:.2f}, rank correlation "
         f"{fit.rank_correlation:.2f})"

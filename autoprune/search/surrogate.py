@@ -18,9 +18,10 @@ from autoprune.errors import BadInput
 
 Array = NDArray[np.float64]
 
-LEAST = 20
-"""Fewer measured recipes than this say nothing."""
-_TREES, _FOLDS, _NEIGHBOURS = 100, 5, 20
+LEAST = 12
+"""Of fewer measured recipes not even the error can be told: each of the folds would hold out one or two."""
+NEIGHBOURS = 20
+_TREES, _FOLDS = 100, 5
 _ABSENT = -1.0
 """Stands for a number that a recipe does not have; trees split it off, and hyperparameters are hardly ever negative."""
 
@@ -125,7 +126,7 @@ class Surrogate:
     def error(self, column: int, predicted: float) -> float:
         """Return the root mean square error of the recipes that were, unseen, predicted nearest to this value."""
         guessed_N = self._guessed_NV[:, column]
-        nearest = np.argsort(np.abs(guessed_N - predicted), kind="stable")[:_NEIGHBOURS]
+        nearest = np.argsort(np.abs(guessed_N - predicted), kind="stable")[:NEIGHBOURS]
         return float(np.sqrt(np.mean((guessed_N - self._values_NV[:, column])[nearest] ** 2)))
 
     def fit(self, column: int) -> Fit:

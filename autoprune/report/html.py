@@ -16,10 +16,10 @@ import yaml
 
 from autoprune.files import write_text
 from autoprune.report import extras, provenance, scratch, speed
+from autoprune.report.comparison import REFERENCE, gain, longer_trained
 from autoprune.report.figures import Figure, figures
 from autoprune.report.front import Front
 from autoprune.report.quality import accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
-from autoprune.report.reference import REFERENCE, gain, longer_trained
 from autoprune.report.significance import as_good_as_next
 from autoprune.report.speed_tables import SPEED_COLUMNS, speed_cells
 from autoprune.report.tables import (

@@ -1,46 +1,70 @@
-"""The baseline that every model is set beside at its target, and how far the comparison is fair."""
+"""The methods reference, written from the declarations: `python -m autoprune.report.reference docs/methods.md`."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+import inspect
+import json
+import sys
+from itertools import groupby
+from pathlib import Path
 
-from autoprune.report.quality import accuracy, name_of
-from autoprune.study.records import TrialRecord
+import yaml
 
-if TYPE_CHECKING:
-    from autoprune.report.front import Front
+from autoprune import rooms
+from autoprune.files import write_text
+from autoprune.report.catalogue import PRESETS, Entry, entries
 
-REFERENCE = "uniform_l1"
-"""The baseline that the front is compared with, where a study has it."""
-_ALIKE = 1.1
-"""Training that is longer by no more than this counts as equal."""
-
-
-def beside(front: Front, trial: TrialRecord) -> TrialRecord | None:
-    """Return the reference baseline at the trial's target, None for itself and where it has not finished."""
-    same = (b for b in front.baselines if b.baseline == REFERENCE and b.target_label == trial.target_label)
-    return None if trial.baseline == REFERENCE else next(same, None)
-
-
-def gain(front: Front, trial: TrialRecord) -> float:
-    """Return the validation accuracy over the reference baseline's at the same target, NaN without one."""
-    other = beside(front, trial)
-    return math.nan if other is None else accuracy(trial) - accuracy(other)
+_ROOM_TITLES = {
+    "criteria": "Criteria: which units are worth keeping",
+    "allocation": "Allocation: how much from each group",
+    "schedules": "Schedules: when how much is cut",
+    "regularisers": "Regularisers: weights shaped by training before the cut",
+    "lowrank": "Low rank: layers as products of thinner ones",
+    "depth": "Depth: which residual blocks are skipped",
+    "sparsity": "Sparsity: which single weights become zero",
+    "replacement": "Replacement: units that stay in a cheaper form",
+    "recovery": "Recovery: winning accuracy back",
+    "quantisation": "Quantisation: integers in the deployed file",
+    PRESETS: "Presets: published methods as a choice of parts",
+}
 
 
-def longer_trained(front: Front) -> str:
-    """Return a sentence about models of the front that trained on more samples than the reference, '' for none.
+def methods_markdown() -> str:
+    """Return the reference of all methods and presets as Markdown."""
+    parts = [
+        "# Methods\n\nWritten from the code by `python -m autoprune.report.reference docs/methods.md`. `search` in a "
+        "search space stands for the range in the column *searched*."
+    ]
+    for room, found in groupby(entries(), key=lambda entry: entry.room):
+        parts += [f"## {_ROOM_TITLES[room]}", *(_section(entry) for entry in found)]
+    return "\n\n".join(parts) + "\n"
 
-    Rungs train all alike; schedules, regularisers and others that train before the last cut come on top.
-    """
-    told = []
-    for trial in front.trials:
-        other = beside(front, trial)
-        own = trial.cost.get("trained_samples", 0.0)
-        least = 0.0 if other is None else other.cost.get("trained_samples", 0.0)
-        if least > 0 and own > _ALIKE * least:
-            told.append(f"{name_of(trial)} ({own / least:.1f}x)")
-    if not told:
-        return ""
-    return f" Recipes that train before their last cut, too, saw more samples than {REFERENCE}: {', '.join(told)}."
+
+def _section(entry: Entry) -> str:
+    blocks = [f"### `{entry.name}`", entry.summary]
+    if entry.recipe is not None:
+        blocks += [entry.paper, f"```yaml\n{yaml.safe_dump(dict(entry.recipe), sort_keys=False).rstrip()}\n```"]
+    else:
+        if entry.effort is not None:
+            blocks.append(f"Gathering its evidence takes {entry.effort} forward passes of the model per sample.")
+        blocks.append(f"```text\n{_module_text(entry)}\n```")
+    if entry.hyperparameters:
+        blocks.append(_table(entry))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _module_text(entry: Entry) -> str:
+    module = inspect.getmodule(rooms.method_class(entry.room, entry.name))
+    return (inspect.getdoc(module) or "").strip()
+
+
+def _table(entry: Entry) -> str:
+    rows = ["| hyperparameter | default | valid | searched | |", "|---|---|---|---|---|"]
+    rows += [
+        f"| `{h.name}` | {json.dumps(h.default)} | {h.valid} | {h.search} | {h.help} |" for h in entry.hyperparameters
+    ]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    write_text(Path(sys.argv[1]), methods_markdown())

@@ -12,9 +12,9 @@ from rich import box
 from rich.table import Table
 
 from autoprune.report import extras, polished, scratch, speed
+from autoprune.report.comparison import REFERENCE, gain, longer_trained
 from autoprune.report.front import Front
 from autoprune.report.quality import accuracy, accuracy_on_test, flops_fraction, has_sparsity, name_of, noise
-from autoprune.report.reference import REFERENCE, gain, longer_trained
 from autoprune.report.significance import as_good_as_next
 from autoprune.study.records import TrialRecord
 

@@ -53,7 +53,13 @@ SEARCHES: Mapping[str, Mapping[str, Any]] = {
 def run(worker: ReplayWorker, table: Table, changes: Mapping[str, Any], seed: int, trials: int) -> StudyRecord:
     """Return the record of one search."""
     replayed = {"executor.name": "replay", "executor.table": str(TABLE), "executor.workers": 2}
-    fixed = {"targets": _TARGETS, "baselines": ["uniform_l1"], "budget.trials": trials, "seed": seed}
+    fixed = {
+        "targets": _TARGETS,
+        "baselines": ["uniform_l1"],
+        "budget.trials": trials,
+        "seed": seed,
+        "rungs.reduction": 3.0,
+    }
     space = {"search_space": table.config.search_space}
     config = load("digits", {**replayed, **fixed, **space, **changes}).config
     storage, executor = optuna.storages.InMemoryStorage(), Replay(workers=2)

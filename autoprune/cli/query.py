@@ -80,7 +80,7 @@ def _say(proposal: Proposal, target: float) -> None:
     typer.echo(
         f"# from trial {proposal.source}, for {target:g} of the FLOPs. Predicted validation accuracy "
         f"{100 * proposal.accuracy:.2f} ± {100 * proposal.error:.2f} % (root mean square error of the "
-        f"{min(NEIGHBOURS, fit.count)} held-out "
+        f"{NEIGHBOURS} held-out "
         f"trials predicted nearest to it;\n# over all {fit.count} finished trials, which the stopper chose, "
         f"{100 * fit.rmse:.2f} points, median {100 * fit.median_error:.2f}, rank correlation "
         f"{fit.rank_correlation:.2f})"

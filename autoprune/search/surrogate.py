@@ -18,9 +18,10 @@ from autoprune.errors import BadInput
 
 Array = NDArray[np.float64]
 
-LEAST = 12
-"""Of fewer measured recipes not even the error can be told: each of the folds would hold out one or two."""
+LEAST = 20
+"""Fewer measured recipes than this say nothing."""
 NEIGHBOURS = 20
+"""How many of the recipes predicted nearest to a value say how far off it may be."""
 _TREES, _FOLDS = 100, 5
 _ABSENT = -1.0
 """Stands for a number that a recipe does not have; trees split it off, and hyperparameters are hardly ever negative."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from autoprune.errors import BadInput
 from autoprune.graph import trace
 from autoprune.models import build_model
 from autoprune.report.bottlenecks import Found, shares, widened_studies
-from autoprune.study.config import load
+from autoprune.study.config import StudyConfig, load
 from autoprune.trial import Bench
 
 
@@ -19,6 +20,12 @@ def three_layers() -> nn.Module:
     return nn.Sequential(
         nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 2)
     )
+
+
+def found_of(bench: Bench, config: StudyConfig, scores: Mapping[str, torch.Tensor]) -> Found:
+    """Return what half of the units of the digits network, ranked by these scores, make of its groups."""
+    found = shares(bench.base.structure, scores, 0.5, 0.5)
+    return Found(config=config, base=bench.base, shares=found, shape=(1, 8, 8), num_classes=10)
 
 
 def test_what_one_ranking_takes_by_hand() -> None:
@@ -58,13 +65,7 @@ def test_studies_of_wider_models_ask_for_the_same_flops(digits_bench: Bench, tmp
     config = load("digits").config
     structure = digits_bench.base.structure
     ranked = {g.name: torch.full((g.size,), float(i)) for i, g in enumerate(structure.groups)}
-    found = Found(
-        config=config,
-        base=digits_bench.base,
-        shares=shares(structure, ranked, 0.5, 0.5),
-        shape=(1, 8, 8),
-        num_classes=10,
-    )
+    found = found_of(digits_bench, config, ranked)
     narrow = [s.group for s in found.shares if s.bottleneck]
     assert narrow == ["layer3.conv2"]
     files = widened_studies(found, tmp_path, factor=2.0, uniform=1.1)
@@ -87,12 +88,8 @@ def test_studies_of_wider_models_ask_for_the_same_flops(digits_bench: Bench, tmp
 def test_a_target_of_latency_is_refused(digits_bench: Bench, tmp_path: Path) -> None:
     structure = digits_bench.base.structure
     ranked = {g.name: torch.full((g.size,), float(i)) for i, g in enumerate(structure.groups)}
-    found = Found(
-        config=load("digits", {"targets": [{"flops_fraction": None, "latency_fraction": 0.5}]}).config,
-        base=digits_bench.base,
-        shares=shares(structure, ranked, 0.5, 0.5),
-        shape=(1, 8, 8),
-        num_classes=10,
+    found = found_of(
+        digits_bench, load("digits", {"targets": [{"flops_fraction": None, "latency_fraction": 0.5}]}).config, ranked
     )
     with pytest.raises(BadInput, match="cannot keep a target of latency"):
         widened_studies(found, tmp_path, factor=2.0, uniform=1.1)
@@ -102,12 +99,6 @@ def test_a_target_of_latency_is_refused(digits_bench: Bench, tmp_path: Path) -> 
 def test_without_a_bottleneck_there_is_nothing_to_widen(digits_bench: Bench, tmp_path: Path) -> None:
     structure = digits_bench.base.structure
     same = {g.name: torch.arange(g.size) / g.size for g in structure.groups}
-    found = Found(
-        config=load("digits").config,
-        base=digits_bench.base,
-        shares=shares(structure, same, 0.5, 0.5),
-        shape=(1, 8, 8),
-        num_classes=10,
-    )
+    found = found_of(digits_bench, load("digits").config, same)
     with pytest.raises(BadInput, match="no group is a bottleneck at this threshold"):
         widened_studies(found, tmp_path, factor=2.0, uniform=1.1)
